@@ -1,0 +1,1 @@
+"""Start the packages: as local processes, on clusters, in sweeps and in benchmarks."""

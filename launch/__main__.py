@@ -1,0 +1,25 @@
+"""`python -m launch COMMAND ...`"""
+
+import sys
+from collections.abc import Sequence
+
+from launch import local, reproduce
+from lib.run import UserError, command
+
+_USAGE = "usage: python -m launch local [--processes N] [--grace-s S] -- COMMAND... | python -m launch reproduce hnn"
+
+
+def main(args: Sequence[str]) -> None:
+    if args and args[0] == "local":
+        sys.exit(local.main(args[1:]))
+    if args and args[0] == "reproduce":
+        reproduce.main(args[1:])
+        return
+    if args and args[0] in ("-h", "--help"):
+        print(_USAGE)
+        return
+    raise UserError(f"unknown launch command {args[0]!r}; {_USAGE}" if args else _USAGE)
+
+
+if __name__ == "__main__":
+    sys.exit(command(main))

@@ -1,0 +1,1 @@
+"""Measurements against reference implementations; nothing here is imported by the packages."""

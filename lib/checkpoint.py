@@ -1,0 +1,149 @@
+"""Checkpoints by Orbax: asynchronous, atomic, and read back only when every byte is as it was saved.
+
+Each checkpoint carries the state and a record: which program wrote it and a CRC of every array. The newest one that
+restores wins; a torn one is skipped with a warning; one that belongs to another network is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from lib.run import UserError
+
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports there what it also raises, over many lines
+
+
+def _bytes_of(leaf: Any) -> Any:
+    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(leaf)
+    return leaf
+
+
+def checksums(state: Any) -> dict[str, int]:
+    """CRC-32 per array, by path. Arrays that are spread over hosts are left out: no host holds all their bytes."""
+    out = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        data = _bytes_of(leaf)
+        if data.is_fully_addressable or data.is_fully_replicated:
+            out[jax.tree_util.keystr(path)] = zlib.crc32(np.ascontiguousarray(np.asarray(data)).tobytes())
+    return out
+
+
+def _shapes(state: Any) -> dict[str, str]:
+    flat = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in flat}
+
+
+class Checkpoints:
+    """The checkpoints of one model in one folder. Close it, or use it as a context manager."""
+
+    def __init__(self, folder: Path, *, keep: int = 2):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self.folder = folder.absolute()
+        self._damaged: set[int] = set()
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise UserError(f"cannot write checkpoints to {folder}: {error.strerror}") from None
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts saving; returns once the arrays are copied. Raises UserError where an earlier save failed."""
+        record = {"shapes": _shapes(state), "checksums": checksums(state)}
+        try:
+            while self._damaged:  # whoever only reads deletes nothing
+                self._manager.delete(self._damaged.pop())
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
+                force=True,
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot save step {step} to {self.folder}: {_first_line(error)}") from error
+
+    def wait(self) -> None:
+        """Until the last save is on disk."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot save to {self.folder}: {_first_line(error)}") from error
+
+    def steps(self) -> list[int]:
+        """Those on disk, without the ones that `restore` found damaged."""
+        return sorted(set(self._manager.all_steps()) - self._damaged)
+
+    def restore(self, like: Any, *, step: int | None = None) -> Any | None:
+        """The newest intact state (or that of `step`), with the shardings of `like`; None where there is none.
+
+        Raises UserError for checkpoints of a network with other arrays than `like`.
+        """
+        for candidate in reversed(self.steps()):
+            if step is not None and candidate != step:
+                continue
+            state = self._restore(candidate, like)
+            if state is not None:
+                return state
+            warnings.warn(f"checkpoint {self.folder / str(candidate)} is damaged and skipped", stacklevel=2)
+            self._damaged.add(candidate)
+        return None
+
+    def _restore(self, step: int, like: Any) -> Any | None:
+        try:
+            record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        except (OSError, ValueError, KeyError):
+            return None
+        if not isinstance(record, dict) or set(record) != {"shapes", "checksums"}:
+            return None
+        wanted = _shapes(like)
+        if record["shapes"] != wanted:
+            first = min(k for k in record["shapes"].keys() | wanted if record["shapes"].get(k) != wanted.get(k))
+            raise UserError(
+                f"checkpoint {self.folder / str(step)} belongs to another network: "
+                f"{first} is {record['shapes'].get(first)}, expected {wanted.get(first)}"
+            )
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        hook = sys.unraisablehook
+        sys.unraisablehook = _without_late_replies(hook)
+        try:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            state = self._manager.restore(step, args=args)["state"]
+        except (OSError, ValueError, KeyError):
+            return None  # the hook stays: replies may come at any time from now on
+        sys.unraisablehook = hook
+        return state if checksums(state) == record["checksums"] else None
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _without_late_replies(hook: Callable[[Any], object]) -> Callable[[Any], object]:
+    """When one array cannot be read, Orbax closes its event loop; Python would print a traceback for every other.
+
+    Those that TensorStore answers afterwards find the loop closed; those that never ran end when they are collected.
+    """
+    late = ("Event loop is closed", "Encountered error while reading array index")
+
+    def filtered(unraisable: Any) -> object:
+        return None if str(unraisable.exc_value).startswith(late) else hook(unraisable)
+
+    return filtered
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,0 +1,278 @@
+"""Convolutions that stay fast inside loops on the CPU.
+
+XLA's CPU backend runs a convolution on its fast path only in one dimension order: input [b, spatial..., c],
+kernel [spatial..., c / groups, features], output like the input. The transposes that `jax.grad` emits are in
+other orders, and XLA brings them back to this one only outside loops; inside `lax.scan`, `fori_loop` or
+`while_loop` the gradient to the kernel is about sixty times slower (jax-ml/jax#12868). Here the backward pass
+is written as two ordinary convolutions in that order, with this same function, so derivatives of every order
+stay on the fast path.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+Padding = str | Sequence[tuple[int, int]]
+
+
+class _Window(NamedTuple):
+    """What is static in a convolution of channels-last arrays; hashable, one entry per spatial dimension."""
+
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    lhs_dilation: tuple[int, ...]
+    rhs_dilation: tuple[int, ...]
+    groups: int
+    precision: Any
+    preferred_element_type: Any
+
+
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: Padding,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: Any = None,
+    **kwargs: Any,
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated` with a backward pass that is fast inside loops on the CPU.
+
+    Same arguments, result and errors. `dimension_numbers` decides, as there: ("NHWC", "HWIO", "NHWC") and its
+    analogues in one and three spatial dimensions (what `flax.linen.Conv` passes) get the fast backward pass.
+    Other orders, `batch_group_count != 1`, other keywords (`out_sharding`), and every call while the default
+    backend is a GPU or TPU, whose compilers do not need it, go to `jax.lax.conv_general_dilated` itself.
+
+    The backend is chosen while tracing (`jax.default_backend()`), not while lowering: both choices compute
+    the same thing, so on a machine with several backends a wrong guess costs speed and nothing else, whereas
+    `lax.platform_dependent` would trace both, carry the residuals of both through every gradient, and forbid
+    forward mode on GPU and TPU too.
+
+    Limit: it is a `jax.custom_vjp`, so on the CPU forward-mode differentiation (`jax.jvp`, `jacfwd`,
+    `linearize`, hence `jax.hessian`) raises TypeError. Reverse over reverse works to any order; where forward
+    mode is needed, build the model with `flax.linen.Conv`.
+    """
+    spatial = lhs.ndim - 2
+    if (
+        jax.default_backend() != "cpu"
+        or not 1 <= spatial <= 3
+        or rhs.ndim != lhs.ndim
+        or batch_group_count != 1
+        or kwargs
+        or lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) != _channels_last(spatial)
+    ):
+        return lax.conv_general_dilated(
+            lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
+            feature_group_count, batch_group_count, precision, preferred_element_type, **kwargs,
+        )  # fmt: skip
+    lhs_dilation = (1,) * spatial if lhs_dilation is None else tuple(lhs_dilation)
+    rhs_dilation = (1,) * spatial if rhs_dilation is None else tuple(rhs_dilation)
+    if isinstance(padding, str):
+        if any(d != 1 for d in lhs_dilation):
+            raise ValueError("padding by name is not defined with lhs_dilation: give pairs or use conv_transpose")
+        padding = lax.padtype_to_pads(lhs.shape[1:-1], _dilated(rhs.shape[:-2], rhs_dilation), window_strides, padding)
+    window = _Window(
+        tuple(window_strides), tuple((lo, hi) for lo, hi in padding), lhs_dilation, rhs_dilation,
+        feature_group_count, precision, preferred_element_type,
+    )  # fmt: skip
+    return _conv(window, *_equally_varying(lhs, rhs))
+
+
+def conv_transpose(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    strides: Sequence[int],
+    padding: Padding,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    transpose_kernel: bool = False,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:
+    """`jax.lax.conv_transpose` for channels-last arrays by way of `conv_general_dilated` above.
+
+    `lhs` is [b, spatial..., c]; `rhs` [spatial..., c, features], or [spatial..., features, c] with
+    `transpose_kernel`, which also flips it in space. `padding` is "SAME", "VALID" (those of the forward
+    convolution) or (low, high) pairs (those of the dilated input). Raises ValueError for `dimension_numbers`
+    of another order.
+    """
+    spatial = lhs.ndim - 2
+    channels_last = _channels_last(spatial)
+    if dimension_numbers not in (None, channels_last) and (
+        lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) != channels_last
+    ):
+        raise ValueError(f"conv_transpose takes channels-last arrays; dimension_numbers were {dimension_numbers}")
+    rhs_dilation = (1,) * spatial if rhs_dilation is None else tuple(rhs_dilation)
+    if isinstance(padding, str):
+        sizes = _dilated(rhs.shape[:-2], rhs_dilation)
+        padding = [_transposed_padding(size, stride, padding) for size, stride in zip(sizes, strides, strict=True)]
+    if transpose_kernel:
+        rhs = _flip_and_swap(rhs, groups=1)
+    return conv_general_dilated(
+        lhs, rhs, (1,) * spatial, padding, strides, rhs_dilation, channels_last,
+        precision=precision, preferred_element_type=preferred_element_type,
+    )  # fmt: skip
+
+
+class Conv(nn.Conv):
+    """`flax.linen.Conv` with `conv_general_dilated` above: same fields, same parameter names."""
+
+    conv_general_dilated: Any = conv_general_dilated
+
+
+class ConvTranspose(nn.ConvTranspose):
+    """`flax.linen.ConvTranspose` with `conv_transpose` above: same fields, same parameter names.
+
+    Raises ValueError for padding "CIRCULAR", which only flax's own has.
+    """
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """[*batch, spatial..., c] -> [*batch, spatial..., features]."""
+        kernel_size = (self.kernel_size,) if isinstance(self.kernel_size, int) else tuple(self.kernel_size)
+        spatial = len(kernel_size)
+        if self.padding == "CIRCULAR":
+            raise ValueError("padding 'CIRCULAR' is not supported here: use flax.linen.ConvTranspose")
+        channels = (inputs.shape[-1], self.features)
+        shape = kernel_size + (channels[::-1] if self.transpose_kernel else channels)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        if self.mask is not None:
+            if self.mask.shape != shape:
+                raise ValueError(f"the mask must have the kernel's shape {shape}, not {self.mask.shape}")
+            kernel *= self.mask
+        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
+        inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        batch_shape = inputs.shape[: inputs.ndim - spatial - 1]
+        y = conv_transpose(
+            inputs.reshape(-1, *inputs.shape[len(batch_shape) :]),
+            kernel,
+            _per_dimension(self.strides, spatial),
+            nn.linear.canonicalize_padding(self.padding, spatial),
+            _per_dimension(self.kernel_dilation, spatial),
+            transpose_kernel=self.transpose_kernel,
+            precision=self.precision,
+            preferred_element_type=self.preferred_element_type,
+        )
+        if bias is not None:
+            y += bias
+        return y.reshape(*batch_shape, *y.shape[1:])
+
+
+def _conv_impl(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(
+        lhs, rhs, window.strides, window.padding, window.lhs_dilation, window.rhs_dilation,
+        _channels_last(lhs.ndim - 2), window.groups, 1, window.precision, window.preferred_element_type,
+    )  # fmt: skip
+
+
+_conv = jax.custom_vjp(_conv_impl, nondiff_argnums=(0,))
+
+
+def _conv_fwd(window: _Window, lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _conv(window, lhs, rhs), (lhs, rhs)
+
+
+def _conv_bwd(window: _Window, residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    lhs, rhs = residuals
+    if g.size == 0:
+        return jnp.zeros_like(lhs), jnp.zeros_like(rhs)
+    # An output dtype of its own (`preferred_element_type`) is the dtype of g, and the operands follow it.
+    lhs_bar = _lhs_gradient(window, g, rhs.astype(g.dtype), lhs.shape)
+    rhs_bar = _rhs_gradient(window, lhs.astype(g.dtype), g, rhs.shape)
+    return lhs_bar.astype(lhs.dtype), rhs_bar.astype(rhs.dtype)
+
+
+_conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+def _lhs_gradient(window: _Window, g: jax.Array, rhs: jax.Array, lhs_shape: tuple[int, ...]) -> jax.Array:
+    """The output gradient convolved with the flipped kernel, channels swapped; strides become dilation."""
+    lhs_sizes = _dilated(lhs_shape[1:-1], window.lhs_dilation)
+    rhs_sizes = _dilated(rhs.shape[:-2], window.rhs_dilation)
+    g_sizes = _dilated(g.shape[1:-1], window.strides)
+    low = [k - 1 - lo for k, (lo, _) in zip(rhs_sizes, window.padding, strict=True)]
+    high = [n + k - 1 - m - lo for n, k, m, lo in zip(lhs_sizes, rhs_sizes, g_sizes, low, strict=True)]
+    back = window._replace(
+        strides=window.lhs_dilation, lhs_dilation=window.strides, padding=tuple(zip(low, high, strict=True))
+    )
+    return _conv(back, g, _flip_and_swap(rhs, window.groups))
+
+
+def _rhs_gradient(window: _Window, lhs: jax.Array, g: jax.Array, rhs_shape: tuple[int, ...]) -> jax.Array:
+    """The input, batch and channels exchanged, convolved with the output gradient as the kernel.
+
+    Groups: the input's channels [groups * c] and the batch [b] become a batch of c images with [groups * b]
+    channels, so that group i of the input meets the kernels of group i of the output's features.
+    """
+    lhs_sizes = _dilated(lhs.shape[1:-1], window.lhs_dilation)
+    rhs_sizes = _dilated(rhs_shape[:-2], window.rhs_dilation)
+    g_sizes = _dilated(g.shape[1:-1], window.strides)
+    padding = tuple(
+        (lo, m - n + k - 1 - lo) for (lo, _), n, k, m in zip(window.padding, lhs_sizes, rhs_sizes, g_sizes, strict=True)
+    )
+    back = window._replace(strides=window.rhs_dilation, rhs_dilation=window.strides, padding=padding)
+    b, *sizes, channels = lhs.shape
+    images = lhs.reshape(b, *sizes, window.groups, channels // window.groups)
+    images = jnp.moveaxis(jnp.moveaxis(images, 0, -1), -2, 0)  # [c, spatial..., groups, b]
+    images = images.reshape(channels // window.groups, *sizes, window.groups * b)
+    kernels = jnp.moveaxis(g, 0, -2)  # [spatial..., b, features]
+    return jnp.moveaxis(_conv(back, images, kernels), 0, -2)
+
+
+def _flip_and_swap(rhs: jax.Array, groups: int) -> jax.Array:
+    """[spatial..., c, groups * f] -> [spatial..., f, groups * c], flipped in space."""
+    *sizes, c, features = rhs.shape
+    rhs = lax.rev(rhs, tuple(range(len(sizes)))).reshape(*sizes, c, groups, features // groups)
+    return jnp.swapaxes(rhs, -1, -3).reshape(*sizes, features // groups, groups * c)
+
+
+def _channels_last(spatial: int) -> lax.ConvDimensionNumbers:
+    last = spatial + 1
+    image = (0, last, *range(1, last))
+    return lax.ConvDimensionNumbers(image, (last, last - 1, *range(spatial)), image)
+
+
+def _dilated(sizes: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+    return tuple(0 if n == 0 else d * (n - 1) + 1 for n, d in zip(sizes, dilation, strict=True))
+
+
+def _transposed_padding(size: int, stride: int, padding: str) -> tuple[int, int]:
+    """What "SAME" or "VALID" of a forward convolution (dilated kernel `size`) is on the dilated input."""
+    if padding == "SAME":
+        total = size + stride - 2
+        low = size - 1 if stride > size - 1 else -(-total // 2)
+    elif padding == "VALID":
+        total = size + stride - 2 + max(size - stride, 0)
+        low = size - 1
+    else:
+        raise ValueError(f"padding must be 'SAME', 'VALID' or (low, high) pairs, not {padding!r}")
+    return low, total - low
+
+
+def _per_dimension(value: int | Sequence[int] | None, spatial: int) -> tuple[int, ...]:
+    if value is None or isinstance(value, int):
+        return (1 if value is None else value,) * spatial
+    return tuple(value)
+
+
+def _equally_varying(*arrays: jax.Array) -> list[jax.Array]:
+    """Inside shard_map: mark all as varying over the mesh axes that any of them varies over.
+
+    JAX's own primitives do it implicitly; a custom_vjp has to, or the gradient of an operand that is equal on
+    all devices would come back without the sum over them.
+    """
+    axes = [jax.typeof(x).manual_axis_type.varying for x in arrays]
+    union = frozenset().union(*axes)
+    return [
+        lax.pcast(x, tuple(sorted(union - own)), to="varying") if union - own else x
+        for x, own in zip(arrays, axes, strict=True)
+    ]

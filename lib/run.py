@@ -1,0 +1,326 @@
+"""Run folders, exit codes and signals: what every command of every package does in the same way.
+
+A run folder holds ``config.json``, ``environment.json``, ``metrics.jsonl``, ``checkpoints/``, ``figures/``,
+``evaluation.json`` and ``report.html``; files are replaced atomically, so that a kill at any instant leaves either
+the old or the new one. Exit codes: 0 done, 2 the user's mistake, 75 preempted after saving, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 75
+EXIT_INTERRUPTED = 130
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "diffrax", "orbax-checkpoint", "numpy")
+_MIN_FREE_BYTES = 32 * 2**20
+_STOPPED = "--resume goes on from the newest checkpoint"
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. The message is one line that says what to change; commands exit with 2."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; whatever there was to save has been saved. `code` is the exit code."""
+
+    def __init__(self, code: int, message: str):
+        super().__init__(message)
+        self.code = code
+
+
+class Signals:
+    """SIGTERM and SIGINT as a flag while training (so that the state is saved), as an exception elsewhere."""
+
+    def __init__(self) -> None:
+        self._deferred = False
+        self.code: int | None = None
+
+    def install(self) -> None:
+        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        del frame
+        code = EXIT_PREEMPTED if number == signal.SIGTERM else EXIT_INTERRUPTED
+        impatient = self.code is not None
+        self.code = code
+        if not self._deferred or (impatient and code == EXIT_INTERRUPTED):
+            raise Stopped(code, _STOPPED)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """While inside, signals only set `code`; a second Ctrl-C still ends at once.
+
+        A signal that nobody inside looked at any more raises Stopped at the end.
+        """
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        if self.code is not None:
+            raise Stopped(self.code, _STOPPED)
+
+
+SIGNALS = Signals()
+
+
+def command(entry: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Runs `entry(argv)` and turns its outcome into an exit code and at most one line on stderr."""
+    SIGNALS.install()
+    try:
+        entry(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        return _fail(str(error), EXIT_USER_ERROR)
+    except Stopped as stop:
+        return _fail(str(stop), stop.code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror}", EXIT_USER_ERROR)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stdout.flush()
+    print(f"{'error' if code == EXIT_USER_ERROR else 'stopped'}: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def finite_or_none(value: Any) -> Any:
+    """JSON has no NaN or infinity: they are written as null, in nested structures too."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: finite_or_none(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_none(v) for v in value]
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces `path` in one step; where that fails, the old file is left and nothing else."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(finite_or_none(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError where the file is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def environment() -> dict[str, Any]:
+    """What is needed to know where a number comes from: code, versions, devices, command, time."""
+    import jax
+
+    def git(*args: str) -> str:
+        root = Path(__file__).resolve().parent.parent
+        done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    return {
+        "utc_start": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git_commit": git("rev-parse", "HEAD") or None,
+        "git_dirty": bool(git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+
+
+class RunFolder:
+    """One run on disk. Only the process with `primary=True` writes; the others read and wait."""
+
+    def __init__(self, path: Path, *, primary: bool = True):
+        self.path = path
+        self.primary = primary
+        self._release: Callable[[], object] = lambda: None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Lets other processes use the folder."""
+        self._release()
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @classmethod
+    def start(
+        cls, path: Path, package: str, config: dict[str, Any], *, resume: bool, primary: bool = True
+    ) -> RunFolder:
+        """Creates the folder of a new run, or opens that of a run to be continued.
+
+        Raises UserError for a folder in use, of another package or configuration, with other contents, not
+        writable, or on a full disk; nothing that was there is touched.
+        """
+        folder = cls(path, primary=primary)
+        if not primary:
+            return folder
+        record = {"package": package, "config": config}
+        found = _existing(path)
+        if found is not None and not resume:
+            raise UserError(f"{path} already holds a run: --resume continues it, another --out starts a new one")
+        if found is not None:
+            _check_same(path, found, record)
+        _check_space(path)
+        try:
+            folder.figures.mkdir(parents=True, exist_ok=True)
+            folder._take_lock()
+            if found is None:
+                write_json(path / "config.json", record)
+            previous = read_json(path / "environment.json") if (path / "environment.json").exists() else []
+            write_json(path / "environment.json", [*previous, environment()])
+        except OSError as error:
+            raise UserError(f"cannot write the run folder {path}: {error.strerror}") from None
+        return folder
+
+    @classmethod
+    def open(cls, path: Path, package: str) -> tuple[RunFolder, dict[str, Any]]:
+        """An existing run and its configuration. Raises UserError where `path` is no run of `package`."""
+        found = _existing(path) if path.is_file() or (path / "config.json").exists() else None
+        if found is None:
+            raise UserError(f"{path} is not a run folder (no config.json in it)")
+        if found["package"] != package:
+            raise UserError(f"{path} is a run of {found['package']}, not of {package}")
+        return cls(path), found["config"]
+
+    def _take_lock(self) -> None:
+        """Held until the end of the context, or until this object is collected."""
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self._release = weakref.finalize(self, os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self.path} is in use by another process") from None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All complete lines of metrics.jsonl; a line torn by a kill is left out."""
+        path = self.path / "metrics.jsonl"
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return rows
+
+    def logger(self, name: str, resumed_step: int) -> Callable[[int, dict[str, float]], None]:
+        """A function `log(step, metrics)` that appends lines `{"step", "NAME.metric", ..., "wall_s"}`.
+
+        Lines of `name` beyond `resumed_step` belong to steps that are about to be repeated and are dropped.
+        `wall_s` is the training time of `name`, summed over interruptions.
+        """
+        if not self.primary:
+            return lambda step, metrics: None
+        rows = self.metrics()
+        key = f"{name}.loss"
+        kept = [row for row in rows if key not in row or row["step"] <= resumed_step]
+        path = self.path / "metrics.jsonl"
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        spent_s = max((row["wall_s"] for row in kept if key in row), default=0.0)
+        start = time.perf_counter() - spent_s
+
+        def log(step: int, metrics: dict[str, float]) -> None:
+            row = {"step": step} | {f"{name}.{k}": v for k, v in metrics.items()}
+            row["wall_s"] = round(time.perf_counter() - start, 4)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(finite_or_none(row)) + "\n")
+
+        return log
+
+
+def _existing(path: Path) -> dict[str, Any] | None:
+    """The record in an existing run folder; None where a new run may be put there."""
+    if not path.exists():
+        return None
+    if not path.is_dir():
+        raise UserError(f"{path} is a file, not a folder")
+    if (path / "config.json").exists():
+        record = read_json(path / "config.json")
+        if not isinstance(record, dict) or set(record) != {"package", "config"}:
+            raise UserError(f"{path}/config.json is not the configuration of a run")
+        return record
+    leftovers = {".lock", "figures", "config.json.partial"}  # of a run killed before its first write
+    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in leftovers)
+    if strangers:
+        raise UserError(f"{path} is not empty and not a run folder (it holds {strangers[0]}): choose another --out")
+    return None
+
+
+def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    if found["package"] != wanted["package"]:
+        raise UserError(f"{path} is a run of {found['package']}, not of {wanted['package']}")
+    difference = first_difference(found["config"], wanted["config"])
+    if difference:
+        raise UserError(f"{path} was started with another configuration: {difference}")
+
+
+def first_difference(old: Any, new: Any, name: str = "") -> str | None:
+    """The first place where two JSON values differ, as `field: old, now new`; None where they are equal."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            found = first_difference(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+            if found:
+                return found
+        return None
+    return None if old == new else f"{name} was {json.dumps(old)}, now {json.dumps(new)}"
+
+
+def _check_space(path: Path) -> None:
+    parent = path
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise UserError(f"cannot write the run folder {path}: {parent} is not a folder")
+    free = shutil.disk_usage(parent).free
+    if free < _MIN_FREE_BYTES:
+        raise UserError(f"the disk that holds {path} is full ({free // 2**20} MiB free): choose another --out")

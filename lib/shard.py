@@ -1,0 +1,207 @@
+"""Devices: one body, three compilers.
+
+A step is written once. Its means go through `pmean`, its random numbers through `example_keys`; both find out while
+tracing whether they run inside a mesh axis. `compile_step` then makes the step run under `jit` (one device),
+`shard_map` (a mesh over any number of hosts) or `pmap` (one host).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lib.run import UserError
+
+How = Literal["jit", "shard_map", "pmap"]
+DATA = "data"
+REPLICA = "replica"
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def start(cpu_devices: int | None = None) -> None:
+    """Prepares JAX before its first use: CPU devices, compile cache, and the other processes of a launch.
+
+    XLA's CPU backend runs one program on one core, so `cpu_devices` defaults to one device per core (one per
+    process under a launcher, which divides the cores itself).
+    """
+    coordinator = os.environ.get("GRADIENT_FIELDS_COORDINATOR")
+    if cpu_devices is None:
+        cpu_devices = 1 if coordinator else cores()
+    jax.config.update("jax_num_cpu_devices", cpu_devices)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gradient-fields" / "jax"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if coordinator:
+        # JAX's own SIGTERM handler would replace ours, and the run would neither save nor stop.
+        jax.config.update("jax_enable_preemption_service", False)
+        jax.distributed.initialize(
+            coordinator,
+            int(os.environ["GRADIENT_FIELDS_PROCESSES"]),
+            int(os.environ["GRADIENT_FIELDS_PROCESS"]),
+            shutdown_timeout_seconds=24 * 3600,  # the others wait at their end while process 0 evaluates
+        )
+
+
+def primary() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def make_mesh(devices: int | None = None, axis: str = DATA) -> Mesh:
+    """A mesh of one axis over the first `devices` devices of all hosts (default: all of them).
+
+    Raises UserError where there are not so many.
+    """
+    available = jax.devices()
+    if devices is not None and not 1 <= devices <= len(available):
+        raise UserError(f"devices is {devices}, but there are {len(available)} ({available[0].platform})")
+    chosen = np.asarray(available[: devices or len(available)])
+    return Mesh(chosen, (axis,), axis_types=(AxisType.Auto,))
+
+
+def local_mesh() -> Mesh:
+    """The devices of this process alone, for work that is not shared with others."""
+    return Mesh(np.asarray(jax.local_devices()), (DATA,), axis_types=(AxisType.Auto,))
+
+
+def _axis_bound(axis: str = DATA) -> bool:
+    try:
+        jax.lax.axis_index(axis)
+    except NameError:
+        return False
+    return True
+
+
+def pmean(tree: Any) -> Any:
+    """The mean over the data axis; the identity outside one.
+
+    The tree travels as one vector: a step then waits for one collective and not for one per array.
+    """
+    if not _axis_bound():
+        return tree
+    flat, unravel = ravel_pytree(tree)
+    return unravel(jax.lax.pmean(flat, DATA))
+
+
+def varying(tree: Any) -> Any:
+    """Marks replicated values as per-device ones, so that their gradients stay local until `pmean`.
+
+    Without it `shard_map` would sum the gradients of replicated parameters on its own, and a following `pmean` would
+    make them too large by the number of devices.
+    """
+    if not _axis_bound():
+        return tree
+
+    def cast(x: jax.Array) -> jax.Array:
+        return x if DATA in jax.typeof(x).manual_axis_type.varying else jax.lax.pcast(x, DATA, to="varying")
+
+    return jax.tree.map(cast, tree)
+
+
+def example_keys(key: jax.Array, count: int) -> jax.Array:
+    """One key per example of the local batch, [count], folded from its index in the *global* batch.
+
+    The number of devices therefore changes no random number.
+    """
+    first = jax.lax.axis_index(DATA) * count if _axis_bound() else 0
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(count))
+
+
+def compile_step(
+    fn: Callable[..., tuple[Any, Any]],
+    mesh: Mesh,
+    how: How = "shard_map",
+    *,
+    in_specs: tuple[Any, ...] = (P(), P(DATA)),
+    out_specs: tuple[Any, Any] = (P(), P()),
+) -> Callable[..., tuple[Any, Any]]:
+    """Compiles `fn(state, *batches) -> (state, metrics)`, donating the state.
+
+    `in_specs` and `out_specs` are prefix trees of PartitionSpecs, as for `jax.shard_map`. The three ways give the
+    same result up to the order of floating-point sums. `jit` takes one device, `pmap` the devices of one host.
+    """
+    if how == "jit":
+        if mesh.size != 1:
+            raise UserError(f"jit runs on one device, the mesh has {mesh.size}: use shard_map")
+        return jax.jit(fn, donate_argnums=0)
+    if how == "shard_map":
+        mapped = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+        return jax.jit(mapped, donate_argnums=0)
+    return _compile_pmap(fn, mesh, in_specs, out_specs)
+
+
+def _compile_pmap(fn: Callable, mesh: Mesh, in_specs: tuple, out_specs: tuple) -> Callable:
+    """`pmap` wants an explicit device axis where a spec shards; it is split off before the call."""
+    (axis,) = mesh.axis_names
+    devices = list(mesh.devices.flat)
+    is_spec = lambda x: isinstance(x, P)  # noqa: E731
+    position = lambda spec: list(spec).index(axis) if axis in spec else None  # noqa: E731
+    in_axes = jax.tree.map(position, in_specs, is_leaf=is_spec)
+    out_axes = jax.tree.map(position, out_specs, is_leaf=is_spec)
+    mapped = jax.pmap(fn, axis, in_axes=in_axes, out_axes=out_axes, devices=devices)
+
+    def split(spec: P, tree: Any) -> Any:
+        at = position(spec)
+        if at is None:
+            return tree
+        return jax.tree.map(
+            lambda x: x.reshape(*x.shape[:at], len(devices), x.shape[at] // len(devices), *x.shape[at + 1 :]), tree
+        )
+
+    def call(*args: Any) -> tuple[Any, Any]:
+        return mapped(
+            *(jax.tree.map(split, spec, arg, is_leaf=is_spec) for spec, arg in zip(in_specs, args, strict=True))
+        )
+
+    return call
+
+
+def place(tree: Any, mesh: Mesh, spec: P = P()) -> Any:
+    """Puts host arrays (the same on every process) or device arrays onto the mesh.
+
+    Raises UserError where an axis does not divide evenly over the devices.
+    """
+    sharding = NamedSharding(mesh, spec)
+    spread = [i for i, axis in enumerate(spec) if axis is not None]
+
+    def put(x: Any) -> jax.Array:
+        for i in spread:
+            if x.shape[i] % mesh.size:
+                raise UserError(f"{x.shape[i]} rows do not divide evenly over {mesh.size} devices")
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            # Typed keys cannot be put onto other processes' devices, their bits can.
+            bits = jax.device_put(np.asarray(jax.random.key_data(x)), sharding)
+            wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(x))
+            return jax.jit(wrap, out_shardings=sharding)(bits)
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            x = np.asarray(x)  # replicated over hosts: each has it all
+        return jax.device_put(x, sharding)
+
+    return jax.tree.map(put, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """Device arrays as NumPy arrays on every process, gathered where they are spread over hosts."""
+
+    def get(x: jax.Array) -> np.ndarray:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return np.asarray(x)
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(get, tree)
