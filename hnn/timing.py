@@ -39,7 +39,7 @@ from hnn.loss import derivative_matching
 from hnn.systems import SYSTEMS
 from lib.data import FullBatch, Resident, Source
 from lib.run import UserError, command
-from lib.shard import cores, make_mesh, place
+from lib.shard import make_mesh, place, start
 from lib.train import compile_chunk, init_state, make_step
 
 MODELS = {"hnn": nets.hnn, "baseline": nets.baseline}
@@ -260,7 +260,7 @@ def serve(requests: Iterable[str]) -> Iterator[str]:
 def main(argv: Sequence[str]) -> None:
     if argv:
         raise UserError("python -m hnn.timing takes no arguments: it reads requests from stdin")
-    jax.config.update("jax_num_cpu_devices", cores())
+    start()
     jax.config.update("jax_enable_compilation_cache", False)
     for answer in serve(sys.stdin):
         print(answer, flush=True)

@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from lib.checkpoint import Checkpoints
 from lib.data import Source
 from lib.run import SIGNALS, Stopped, UserError
-from lib.shard import REPLICA, How, compile_step, fetch, place, pmean, varying
+from lib.shard import REPLICA, How, compile_step, compiler_options, fetch, place, pmean, varying
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Any, Any, jax.Array], tuple[jax.Array, Metrics]]
@@ -110,7 +110,7 @@ def compile_chunk(
     mapped = jax.shard_map(
         each, mesh=mesh, in_specs=(along, along, P()), out_specs=(along, along), check_vma=False
     )  # no collectives inside, so nothing for the check to find
-    return jax.jit(mapped, donate_argnums=0)
+    return jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options(mesh))
 
 
 @dataclasses.dataclass(frozen=True)

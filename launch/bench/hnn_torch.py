@@ -4,14 +4,11 @@ The network, initialisation, optimiser, batches and evaluation solver are those 
 come in as numpy arrays, so that every implementation compared sees the same ones. Coordinates are canonical:
 [all q, all p]. Training is float32 on the CPU, on as many threads as `torch.set_num_threads` says.
 
-Left out, because it only costs time: gradients with respect to the data set, gradient norms for the log, and
-noise of scale zero. The test loss after every step, which costs time too but might be called part of the
-recipe, is the argument `test_every_step`.
+The authors' loops also do, in every step, what only costs time: a pass over test data, gradients with respect
+to the data set, whose tensor requires them, and in the two-body loop a copy of all gradients for the log and noise
+of scale zero. The argument `as_shipped` says whether to do so here.
 """
 
-import argparse
-import itertools
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -122,7 +119,7 @@ def make_step(
     batch_size: int | None,
     weight_decay: float,
     seed: int,
-    test_every_step: bool,
+    as_shipped: bool,
 ) -> Callable[[], float]:
     """One step of the recipe as a function: it updates `model` in place and returns the training loss.
 
@@ -133,22 +130,32 @@ def make_step(
     parameters = list(model.parameters())
     generator = torch.Generator().manual_seed(seed)
     train_x, train_dx, test_x, test_dx = (_float32(a) for a in (x, dx, x_test, dx_test))
+    if as_shipped:
+        train_x.requires_grad_()
+        test_x.requires_grad_()
 
     def draw(states: Tensor, derivatives: Tensor) -> tuple[Tensor, Tensor]:
-        if batch_size is None:
-            return states.detach().requires_grad_(), derivatives
-        rows = torch.randperm(len(states), generator=generator)[:batch_size]
-        return states[rows].requires_grad_(), derivatives[rows]
+        if batch_size is not None:
+            rows = torch.randperm(len(states), generator=generator)[:batch_size]
+            states, derivatives = states[rows], derivatives[rows]
+        return states if as_shipped else states.detach().requires_grad_(), derivatives
+
+    def squared_error(states: Tensor, derivatives: Tensor) -> Tensor:
+        states, derivatives = draw(states, derivatives)
+        predicted = model(states)
+        if as_shipped and batch_size is not None:
+            predicted = predicted + 0.0 * torch.randn(states.shape, generator=generator)
+        return (derivatives - predicted).pow(2).mean()
 
     def step() -> float:
-        states, derivatives = draw(train_x, train_dx)
-        loss = (derivatives - model(states)).pow(2).mean()
-        loss.backward(inputs=parameters)
+        loss = squared_error(train_x, train_dx)
+        loss.backward(inputs=None if as_shipped else parameters)
+        if as_shipped and batch_size is not None:
+            torch.cat([p.grad.flatten() for p in parameters]).clone()
         optimiser.step()
         optimiser.zero_grad()
-        if test_every_step:
-            states, derivatives = draw(test_x, test_dx)
-            (derivatives - model(states)).pow(2).mean().item()
+        if as_shipped:
+            squared_error(test_x, test_dx).item()
         return loss.item()
 
     return step
@@ -170,7 +177,7 @@ def train(
     batch_size: int | None,
     weight_decay: float,
     seed: int,
-    test_every_step: bool,
+    as_shipped: bool,
     curve_every: int = 100,
 ) -> TorchRun:
     """Train for `steps` steps, with the test loss on the curve every `curve_every` steps and at the end."""
@@ -184,7 +191,7 @@ def train(
         batch_size=batch_size,
         weight_decay=weight_decay,
         seed=seed,
-        test_every_step=test_every_step,
+        as_shipped=as_shipped,
     )
     step_s = np.empty(steps)
     curve = []
@@ -208,7 +215,7 @@ def timed_blocks(
     batch_size: int | None,
     weight_decay: float,
     seed: int,
-    test_every_step: bool,
+    as_shipped: bool,
     steps_per_block: int = 100,
     warm_up_steps: int = 50,
 ) -> Iterator[float]:
@@ -225,7 +232,7 @@ def timed_blocks(
         batch_size=batch_size,
         weight_decay=weight_decay,
         seed=seed,
-        test_every_step=test_every_step,
+        as_shipped=as_shipped,
     )
     for _ in range(warm_up_steps):
         step()
@@ -234,36 +241,6 @@ def timed_blocks(
         for _ in range(steps_per_block):
             step()
         yield time.perf_counter() - started
-
-
-def steps_per_second(
-    kind: Kind,
-    x: Array,
-    dx: Array,
-    x_test: Array,
-    dx_test: Array,
-    *,
-    batch_size: int | None,
-    weight_decay: float,
-    seed: int,
-    test_every_step: bool,
-    blocks: int = 5,
-    steps_per_block: int = 100,
-) -> list[float]:
-    """Steps per second in each of `blocks` consecutive timed blocks (see `timed_blocks`); take the median."""
-    seconds = timed_blocks(
-        kind,
-        x,
-        dx,
-        x_test,
-        dx_test,
-        batch_size=batch_size,
-        weight_decay=weight_decay,
-        seed=seed,
-        test_every_step=test_every_step,
-        steps_per_block=steps_per_block,
-    )
-    return [steps_per_block / s for s in itertools.islice(seconds, blocks)]
 
 
 def time_to_loss(
@@ -278,7 +255,7 @@ def time_to_loss(
     batch_size: int | None,
     weight_decay: float,
     seed: int,
-    test_every_step: bool,
+    as_shipped: bool,
     check_every: int = 100,
 ) -> TimeToLoss:
     """Seconds of training until the loss on the whole test set, seen every `check_every`, meets `target`.
@@ -296,7 +273,7 @@ def time_to_loss(
         batch_size=batch_size,
         weight_decay=weight_decay,
         seed=seed,
-        test_every_step=test_every_step,
+        as_shipped=as_shipped,
     )
     wall_s, done, best = 0.0, 0, float("inf")
     while done < max_steps:
@@ -343,42 +320,3 @@ def rollouts(
 
 def _float32(array: Array) -> Tensor:
     return torch.tensor(array, dtype=torch.float32)
-
-
-def _spring_data(seed: int = 0, trajectories: int = 50, points: int = 30, noise: float = 0.1) -> list[Array]:
-    """H = q^2 + p^2 on [0, 3] in closed form, the original's order: x, dx, x_test, dx_test [750, 2] each."""
-    rng = np.random.RandomState(seed)
-    angle = 2.0 * np.linspace(0.0, 3.0, points)
-    states, derivatives = [], []
-    for _ in range(trajectories):
-        start = rng.rand(2) * 2.0 - 1.0
-        radius = rng.rand() * 0.9 + 0.1
-        q0, p0 = start / np.linalg.norm(start) * radius
-        q = q0 * np.cos(angle) + p0 * np.sin(angle)
-        p = p0 * np.cos(angle) - q0 * np.sin(angle)
-        derivatives.append(np.stack([2.0 * p, -2.0 * q], axis=1))
-        states.append(np.stack([q + noise * rng.randn(points), p + noise * rng.randn(points)], axis=1))
-    half = trajectories // 2
-    return [np.concatenate(part) for part in (states[:half], derivatives[:half], states[half:], derivatives[half:])]
-
-
-def main() -> None:
-    """Smoke run: both models on the spring, their losses and speed."""
-    parser = argparse.ArgumentParser(description="original HNN recipe in PyTorch on the spring")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    data = _spring_data()
-    for kind in ("hnn", "baseline"):
-        run = train(kind, *data, steps=args.steps, batch_size=None, weight_decay=1e-4, seed=0, test_every_step=False)
-        print(f"{kind}: train {run.train_loss:.4e} test {run.test_losses[-1]:.4e} in {run.wall_s[-1]:.1f} s")
-        for test_every_step in (False, True):
-            rates = steps_per_second(
-                kind, *data, batch_size=None, weight_decay=1e-4, seed=0, test_every_step=test_every_step
-            )
-            print(f"  {statistics.median(rates):.0f} steps/s, test_every_step={test_every_step}")
-
-
-if __name__ == "__main__":
-    main()
