@@ -23,11 +23,14 @@ setup(
         "matplotlib>=3.9",
         "numpy>=2.1",
         "scipy>=1.14",
+        "scikit-learn>=1.7",
+        "safetensors>=0.5",
     ],
     extras_require={
         "cuda": ["jax[cuda13]>=0.10,<0.12"],
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "bench": ["torch==2.13.0"],
+        "convert": ["torch==2.13.0"],
         "dev": [
             "chex>=0.1.91",
             "pre-commit>=4",

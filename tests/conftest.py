@@ -1,6 +1,7 @@
 """Tests run on four CPU devices, so that every mesh code path is exercised on a laptop."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import jax
@@ -20,3 +21,17 @@ def data_folder() -> Path:
     if not root:
         pytest.skip("GRADIENT_FIELDS_DATA is not set: no real data here")
     return Path(root)
+
+
+@pytest.fixture
+def tiny_disk(request, tmp_path):
+    """A real file system of 1 MiB, or of as many as an indirect parameter says."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a tiny file system needs root")
+    path = tmp_path / "disk"
+    path.mkdir()
+    size = f"size={getattr(request, 'param', 1)}m"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", path], capture_output=True).returncode:
+        pytest.skip("mount is not allowed here")
+    yield path
+    subprocess.run(["umount", path], check=True, timeout=30)

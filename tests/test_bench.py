@@ -12,6 +12,7 @@ import pytest
 from hnn import timing
 from hnn.data import load_npz
 from launch.bench import hnn as bench
+from launch.bench.__main__ import page
 from lib.run import UserError
 
 
@@ -117,3 +118,24 @@ def test_without_pytorch():
     done = subprocess.run([sys.executable, "-m", "launch.bench.hnn"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == 'error: this benchmark compares with PyTorch: pip install -e ".[bench]"\n'
+
+
+def test_the_page_of_ratios():
+    rates = {"ours": {"median_steps_per_s": 400.0}, "ratio_as_shipped": 4.0, "ratio_lean": 2.5}
+    seconds = {"ours": 0.5, "ours_compiled": 0.1, "torch_1": 9.0, "torch_2": 10.0}
+    rollouts = {name: {"median_s": value} for name, value in seconds.items()} | {"ratio": 18.0}
+    environment = {"utc_start": "2020-01-02T", "cores": 2, "versions": {"jax": "0"}, "python": "3"}
+    variants = {"ours": {"median_ms": 500.0}, "torch contiguous": {"median_ms": 600.0}}
+    text = page(
+        {
+            "convolution": {"variants": variants, "steps_per_round": 8, "cores": 2},
+            "hnn": {
+                "environment": environment,
+                "torch": "2",
+                "tasks": {"spring": {"training": {"hnn": rates}, "rollouts": rollouts}},
+            },
+        }
+    )
+    assert "| torch contiguous | 600 | 1.20 |" in text
+    assert "| spring | hnn | 400 | 100 | 4.00 | 160 | 2.50 |" in text
+    assert "| spring | 0.500 | 0.100 | 9.00 | 18.0 |" in text

@@ -246,19 +246,6 @@ def test_unwritable_folder(tmp_path, parent):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.fixture
-def tiny_disk(tmp_path):
-    """A real file system of 4 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a tiny file system needs root")
-    path = tmp_path / "disk"
-    path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", path], capture_output=True).returncode:
-        pytest.skip("mount is not allowed here")
-    yield path
-    subprocess.run(["umount", path], check=True, timeout=30)
-
-
 FILL = """
 import sys
 from pathlib import Path
@@ -278,6 +265,7 @@ sys.exit(command(fill))
 """
 
 
+@pytest.mark.parametrize("tiny_disk", [4], indirect=True)
 def test_full_disk_is_one_line_and_leaves_the_older_checkpoint(tiny_disk):
     done = subprocess.run(
         [sys.executable, "-c", FILL, tiny_disk / "c"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False

@@ -215,19 +215,6 @@ def test_a_run_in_use_by_another_process(desk):
         os.close(lock)
 
 
-@pytest.fixture
-def tiny_disk(tmp_path):
-    """A real file system of 1 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a tiny file system needs root")
-    path = tmp_path / "disk"
-    path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], capture_output=True).returncode:
-        pytest.skip("mount is not allowed here")
-    yield path
-    subprocess.run(["umount", path], check=True, timeout=30)
-
-
 def test_training_onto_a_full_disk(tiny_disk):
     (tiny_disk / "mine").write_text("kept")
     code, out, err, spent_s = hnn_process("train", "spring", "--out", tiny_disk / "R", cwd=tiny_disk)

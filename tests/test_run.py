@@ -246,19 +246,6 @@ def test_disk_that_fills_up_at_once(tmp_path, monkeypatch):
         start(tmp_path / "R")
 
 
-@pytest.fixture
-def tiny_disk(tmp_path):
-    """A real file system of 1 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a tiny file system needs root")
-    path = tmp_path / "disk"
-    path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], capture_output=True).returncode:
-        pytest.skip("mount is not allowed here")
-    yield path
-    subprocess.run(["umount", path], check=True, timeout=30)
-
-
 def test_real_full_disk(tiny_disk, monkeypatch):
     with pytest.raises(UserError, match="is full"):
         start(tiny_disk / "R")

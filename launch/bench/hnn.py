@@ -142,9 +142,7 @@ def trained(arrays: list[np.ndarray], recipe: Numbers, steps: int) -> dict[str, 
     from launch.bench import hnn_torch
 
     options = {"batch_size": recipe["batch_size"], "weight_decay": recipe["weight_decay"], "seed": 0}
-    return {
-        name: hnn_torch.train(name, *arrays, steps=steps, as_shipped=False, **options).model for name in MODELS
-    }
+    return {name: hnn_torch.train(name, *arrays, steps=steps, as_shipped=False, **options).model for name in MODELS}
 
 
 def scipy_rollouts(models: dict[str, nn.Module], recipe: Numbers) -> dict[str, np.ndarray]:
@@ -304,7 +302,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m launch.bench.hnn", description=DESCRIPTION)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here as well")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="systems to measure")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds per comparison")
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds per comparison")
     args = parser.parse_args(argv)
     if args.rounds < 1:
         raise UserError("--rounds must be at least 1")

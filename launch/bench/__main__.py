@@ -1,0 +1,125 @@
+"""`python -m launch.bench`: every benchmark one after the other, and the page of their ratios, docs/results/speed.md.
+
+Run it on a machine that does nothing else. A benchmark whose JSON lies in the folder already is not run again.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib.config import parse
+from lib.run import UserError, command, read_json, write_text
+
+BENCHMARKS = ("convolution", "hnn")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure everything beside PyTorch and write the page of ratios."""
+
+    runs: Path = Path("runs/bench")
+    """folder for the JSON of each benchmark"""
+    out: Path = Path("docs/results/speed.md")
+    """the page"""
+
+
+def main(argv: Sequence[str]) -> None:
+    options = parse(Bench(), argv, "python -m launch.bench")
+    results = {name: _results(name, options.runs) for name in BENCHMARKS}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(options.out, page(results))
+    print(options.out)
+
+
+def _results(name: str, runs: Path) -> dict[str, Any]:
+    file = runs / f"{name}.json"
+    if not file.exists():
+        runs.mkdir(parents=True, exist_ok=True)
+        status = subprocess.run([sys.executable, "-m", f"launch.bench.{name}", "--json", str(file)], check=False)
+        if status.returncode:
+            raise UserError(f"python -m launch.bench.{name} failed with exit code {status.returncode}")
+    return read_json(file)
+
+
+def page(results: dict[str, Any]) -> str:
+    """The Markdown page of the benchmarks' JSON."""
+    environment, torch = results["hnn"]["environment"], results["hnn"]["torch"]
+    return "\n".join(
+        [
+            "# Speed beside PyTorch",
+            "",
+            "    python -m launch.bench",
+            "",
+            f"{environment['utc_start'][:10]}, {environment['cores']} CPU cores, jax {environment['versions']['jax']}, "
+            f"torch {torch}, Python {environment['python']}. Rounds of both sides alternate on the same data; each is "
+            "warmed up; medians. Ratios above 1: ours is faster.",
+            "",
+            *_convolution(results["convolution"]),
+            *_hnn(results["hnn"]["tasks"]),
+        ]
+    )
+
+
+def _convolution(r: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Convolutions",
+        "",
+        "One SGD step of eight residual 3x3 convolutions, 64 channels, 28x28, batch 64, in chunks of "
+        f"{r['steps_per_round']} steps; PyTorch with {r['cores']} threads.",
+        "",
+        "| variant | ms per step | ratio |",
+        "|---|---|---|",
+    ]
+    ours = r["variants"]["ours"]["median_ms"]
+    lines += [f"| {name} | {v['median_ms']:.0f} | {v['median_ms'] / ours:.2f} |" for name, v in r["variants"].items()]
+    return [*lines, ""]
+
+
+def _hnn(tasks: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Hamiltonian networks",
+        "",
+        "Training by the original recipe. *As shipped*: PyTorch does all that the authors' loop does in a step, also a "
+        "test pass and gradients that nobody uses; *lean*: without those. The faster of one and two threads counts.",
+        "",
+        "| task | model | ours, steps/s | PyTorch as shipped | ratio | PyTorch lean | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task, results in tasks.items():
+        for model, r in results["training"].items():
+            ours = r["ours"]["median_steps_per_s"]
+            shipped, lean = r["ratio_as_shipped"], r["ratio_lean"]
+            cells = [task, model, f"{ours:.0f}", f"{ours / shipped:.0f}", f"{shipped:.2f}"]
+            lines.append("| " + " | ".join([*cells, f"{ours / lean:.0f}", f"{lean:.2f}"]) + " |")
+    lines += [
+        "",
+        "The notebook's 15 evaluation rollouts of both models, ours from before tracing to the paths on the host:",
+        "",
+        "| task | ours with compilation, s | compiled, s | PyTorch and SciPy, s | ratio with compilation |",
+        "|---|---|---|---|---|",
+    ]
+    for task, results in tasks.items():
+        r = results["rollouts"]
+        theirs = min(r["torch_1"]["median_s"], r["torch_2"]["median_s"])
+        cells = [f"{r[name]['median_s']:.3f}" for name in ("ours", "ours_compiled")]
+        lines.append(f"| {task} | {' | '.join(cells)} | {theirs:.2f} | {r['ratio']:.1f} |")
+    for task, results in tasks.items():
+        if "time_to_loss" in results:
+            r = results["time_to_loss"]
+            lines += [
+                "",
+                f"Time to {task}'s published test loss, {r['target']:.4e}: ours {r['ours']['median_s']:.2f} s "
+                f"({r['ours_steps']} steps; {r['ours_with_compilation']['median_s']:.2f} s with compilation), PyTorch "
+                f"lean {r['torch_s']:.1f} s ({r['torch_steps']} steps): {r['ratio']:.1f} times shorter, "
+                f"{r['ratio_with_compilation']:.1f} with compilation.",
+            ]
+    return [*lines, ""]
+
+
+if __name__ == "__main__":
+    sys.exit(command(main))
