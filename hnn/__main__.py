@@ -150,11 +150,14 @@ def evaluate(args: Sequence[str]) -> None:
     from lib import shard
 
     shard.start()
-    from hnn import experiment, page
+    from hnn import experiment
 
     experiment.check_finished(config, folder, config.models)
     data = experiment.load_data(config)
     trained = experiment.load_trained(config, data, folder, config.models)
+
+    from hnn import page  # matplotlib takes a second, which a mistake need not wait for
+
     _finish(page.evaluate_run(config, data, trained, folder), folder)
 
 

@@ -290,7 +290,9 @@ def load_trained(
     out = {}
     for name in names:
         study = recipe(name, config, data)
-        like = start_state(config, study)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shapes = jax.eval_shape(lambda config=config, study=study: start_state(config, study))
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
         with Checkpoints(folder.checkpoints / name) as checkpoints, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error says it
             state = checkpoints.restore(like)

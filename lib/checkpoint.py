@@ -84,6 +84,8 @@ class Checkpoints:
     def restore(self, like: Any, *, step: int | None = None) -> Any | None:
         """The newest intact state (or that of `step`), with the shardings of `like`; None where there is none.
 
+        `like` may be arrays or `jax.ShapeDtypeStruct`s with shardings.
+
         Raises UserError for checkpoints of a network with other arrays than `like`.
         """
         for candidate in reversed(self.steps()):
