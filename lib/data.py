@@ -173,11 +173,28 @@ def data_folder(*parts: str) -> Path:
     return path
 
 
-def load_tfds(name: str, split: str) -> dict[str, np.ndarray]:
-    """A whole prepared TFDS data set as arrays, e.g. {"image": uint8 [n, h, w, c], "label": int64 [n]}.
+@dataclasses.dataclass(frozen=True)
+class TfdsRows:
+    """A split of a prepared TFDS data set, one row at a time: {"image": uint8 [h, w, c], "label": int, ...}."""
 
-    Reads GRADIENT_FIELDS_DATA/tfds without TensorFlow, and never the network. Raises UserError where it is absent
-    or damaged.
+    folder: Path
+    source: Any
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Raises UserError where the files are damaged."""
+        try:
+            return self.source[i]
+        except (OSError, RuntimeError) as error:  # array_record reports absent and damaged files as RuntimeError
+            raise UserError(f"{self.folder} is damaged: {' '.join(str(error).split())}") from None
+
+
+def tfds_rows(name: str, split: str) -> TfdsRows:
+    """`split` may be a part of one, as in `train[:10000]`.
+
+    Reads GRADIENT_FIELDS_DATA/tfds without TensorFlow, and never the network. Raises UserError where it is absent.
     """
     folder = data_folder("tfds")
     versions = sorted((folder / name).glob("*/dataset_info.json"))
@@ -186,19 +203,31 @@ def load_tfds(name: str, split: str) -> dict[str, np.ndarray]:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(str(versions[-1].parent))
-    if split not in builder.info.splits:
+    if split.split("[")[0] not in builder.info.splits:
         raise UserError(f"{name} has no split {split!r}, only {', '.join(builder.info.splits)}")
     try:
-        return _all_rows(builder.as_data_source(split=split))  # pyright: ignore[reportCallIssue]
-    except (OSError, RuntimeError) as error:  # array_record reports absent and damaged files as RuntimeError
+        source = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
+    except ValueError as error:
+        raise UserError(f"{name} has no part {split!r}: {' '.join(str(error).split())}") from None
+    except (OSError, RuntimeError) as error:
         raise UserError(f"{versions[-1].parent} is damaged: {' '.join(str(error).split())}") from None
+    return TfdsRows(versions[-1].parent, source)
 
 
-def _all_rows(rows: Any) -> dict[str, np.ndarray]:
+def load_tfds(name: str, split: str) -> dict[str, np.ndarray]:
+    """A whole split as arrays, e.g. {"image": uint8 [n, h, w, c], "label": int64 [n]}; see `tfds_rows`.
+
+    Raises UserError where it is absent or damaged.
+    """
+    return _all_rows(tfds_rows(name, split))
+
+
+def _all_rows(rows: TfdsRows) -> dict[str, np.ndarray]:
     first = rows[0]
     out = {key: np.empty((len(rows), *np.shape(value)), np.asarray(value).dtype) for key, value in first.items()
            if not isinstance(value, str | bytes)}  # fmt: skip
-    for i, row in enumerate(rows):
+    for i in range(len(rows)):
+        row = rows[i]
         for key in out:
             out[key][i] = row[key]
     return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,29 +14,40 @@ from lib.run import UserError
 MAX_PIXELS = 256 * 2**20
 
 
-def read(path: Path) -> np.ndarray:
-    """An image file as float32 [h, w, 3] in [-1, 1], upright (EXIF), without transparency (on white).
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """The file as Pillow has it, pixels not yet read.
 
-    Raises UserError for what is missing, not an image, truncated or larger than MAX_PIXELS.
+    Raises UserError, also from what is done inside, for what is missing, not an image, truncated or larger than
+    MAX_PIXELS.
     """
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{path}: {image.width} x {image.height} pixels are too many")
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode in ("I;16", "I;16B", "I"):
-                grey = np.asarray(upright, np.float32) / 65535
-                upright = Image.fromarray(np.uint8(np.round(grey.clip(0, 1) * 255)))
-            if upright.has_transparency_data:
-                flat = Image.new("RGBA", upright.size, "white")
-                flat.alpha_composite(upright.convert("RGBA"))
-                upright = flat
-            pixels = np.asarray(upright.convert("RGB"), np.float32)
+            yield image
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UserError(f"{path}: no such image") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, OSError) as error:
         raise UserError(f"{path} cannot be read as an image: {error}") from None
+
+
+def read(path: Path) -> np.ndarray:
+    """An image file as float32 [h, w, 3] in [-1, 1], upright (EXIF), without transparency (on white).
+
+    Raises UserError as `opened` does.
+    """
+    with opened(path) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in ("I;16", "I;16B", "I"):
+            grey = np.asarray(upright, np.float32) / 65535
+            upright = Image.fromarray(np.uint8(np.round(grey.clip(0, 1) * 255)))
+        if upright.has_transparency_data:
+            flat = Image.new("RGBA", upright.size, "white")
+            flat.alpha_composite(upright.convert("RGBA"))
+            upright = flat
+        pixels = np.asarray(upright.convert("RGB"), np.float32)
     return pixels / 127.5 - 1
 
 
