@@ -207,6 +207,7 @@ def tfds_rows(name: str, split: str) -> TfdsRows:
         raise UserError(f"{name} has no split {split!r}, only {', '.join(builder.info.splits)}")
     try:
         source = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
+        len(source)  # a ValueError for [5:3]
     except ValueError as error:
         raise UserError(f"{name} has no part {split!r}: {' '.join(str(error).split())}") from None
     except (OSError, RuntimeError) as error:
