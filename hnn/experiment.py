@@ -290,9 +290,7 @@ def load_trained(
     out = {}
     for name in names:
         study = recipe(name, config, data)
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shapes = jax.eval_shape(lambda config=config, study=study: start_state(config, study))
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+        like = _abstract(functools.partial(start_state, config, study))
         with Checkpoints(folder.checkpoints / name) as checkpoints, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error says it
             state = checkpoints.restore(like)
@@ -302,6 +300,12 @@ def load_trained(
             )
         out[name] = _trained(name, config, state)
     return out
+
+
+def _abstract(build: Callable[[], State]) -> State:
+    """Shapes and types of a state on the first device, without computing it."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), jax.eval_shape(build))
 
 
 def _trained(name: str, config: Config, state: State) -> Trained:
