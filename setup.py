@@ -30,7 +30,7 @@ setup(
         "cuda": ["jax[cuda13]>=0.10,<0.12"],
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "bench": ["torch==2.13.0"],
-        "convert": ["torch==2.13.0"],
+        "convert": ["torch==2.13.0", "h5py>=3.12"],
         "dev": [
             "chex>=0.1.91",
             "pre-commit>=4",

@@ -1,0 +1,56 @@
+"""python -m lib.features get|convert|train|list: weights of feature networks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from lib.features import CLASSIFIERS, INCEPTIONS
+from lib.run import UserError, command
+
+HELP = """usage: python -m lib.features COMMAND ...
+
+  get inception|vgg16|vgg19        download the published weights into the cache folder, checked and resumable
+  convert FILE OUT.safetensors     make a PyTorch or Keras weight file ours (pip install -e ".[convert]")
+  train digits|mnist|cifar10 ...   train a small classifier
+  list                             the networks, and where their weights are looked for"""
+
+
+def networks() -> str:
+    """One line per network."""
+    from lib.features import weights
+
+    inception = weights.cached("inception")
+    lines = [f"{name:24}{inception}{'' if inception.exists() else ' (missing)'}" for name in INCEPTIONS]
+    lines += [f"{name:24}in the package" for name in CLASSIFIERS]
+    for name in ("vgg16", "vgg19"):
+        path = weights.cached(name)
+        lines.append(f"{name:24}{path}{'' if path.exists() else ' (missing)'}; layers only, not for metrics")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP)
+        return
+    name, rest = argv[0], argv[1:]
+    if name == "get":
+        from lib.features import download
+
+        download.main(rest)
+    elif name == "convert":
+        from lib.features import convert
+
+        convert.main(rest)
+    elif name == "train":
+        from lib.features import training
+
+        training.main(rest)
+    elif name == "list":
+        print(networks())
+    else:
+        raise UserError(f"unknown command {name!r}: choose from get, convert, train, list")
+
+
+if __name__ == "__main__":
+    sys.exit(command(main))

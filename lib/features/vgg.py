@@ -1,0 +1,196 @@
+"""VGG-16 and VGG-19 (Simonyan and Zisserman, 2014) as layers by name, for perceptual losses.
+
+Layers are conv1_1, relu1_1, conv1_2, relu1_2, pool1, conv2_1, ... Images are RGB in [-1, 1] whatever the weights come
+from: scale and channel order of their own preprocessing are folded into conv1_1, and the mean that is subtracted
+before the zero padding is kept as `mean`. Activations therefore are those of the original network: with Caffe's
+weights (pixels 0..255 less the mean) in the hundreds, with torchvision's (standardised pixels) near one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from lib import conv
+from lib.data import DATA_VARIABLE, data_folder
+from lib.features import weights
+from lib.run import UserError
+
+Pooling = Literal["max", "average"]
+
+WIDTHS = (64, 128, 256, 512, 512)
+CONVOLUTIONS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+"""per block, by the number of layers with weights (three of which are the classifier's, not here)"""
+PARTIAL_FILE = "vgg19_conv1_1_to_conv3_4.npz"
+
+# Of pixels in [-1, 1], RGB: the means of ImageNet that Caffe and torchvision subtract.
+_CAFFE_MEAN = np.array([123.68, 116.779, 103.939]) / 127.5 - 1
+_TORCHVISION_MEAN = 2 * np.array([0.485, 0.456, 0.406]) - 1
+_TORCHVISION_STD = 2 * np.array([0.229, 0.224, 0.225])
+
+
+class VGG(NamedTuple):
+    """Weights, perhaps of the first layers only, and where they come from."""
+
+    params: dict[str, Any]
+    weights_sha256: str
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers that there are weights for, in order."""
+        return available(self.params)
+
+
+def layer_names(depth: int) -> list[str]:
+    """All layers of VGG-16 or VGG-19 in order."""
+    names = []
+    for block, count in enumerate(CONVOLUTIONS[depth], 1):
+        for i in range(1, count + 1):
+            names += [f"conv{block}_{i}", f"relu{block}_{i}"]
+        names.append(f"pool{block}")
+    return names
+
+
+def depth_of(params: Mapping[str, Any]) -> int | None:
+    """16 or 19; None for weights that end before the two networks differ."""
+    if "conv3_4" in params:
+        return 19
+    return 16 if "conv4_1" in params else None
+
+
+def available(params: Mapping[str, Any]) -> list[str]:
+    """The layers that these weights reach, in order: up to the first convolution that is missing."""
+    depth = depth_of(params)
+    reached = []
+    for name in layer_names(depth or 19):
+        if name.startswith("conv") and name not in params:
+            break
+        reached.append(name)
+    return reached
+
+
+class _Layers(nn.Module):
+    """The layers `until` the last one wanted, each under its name."""
+
+    names: tuple[str, ...]
+    pooling: Pooling
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+        outputs = {}
+        for name in self.names:
+            kind, block = name[:4], int(name[4])
+            if kind == "conv":
+                x = conv.Conv(WIDTHS[block - 1], (3, 3), padding=((1, 1), (1, 1)), name=name)(x)
+            elif kind == "relu":
+                x = nn.relu(x)
+            else:
+                x = pool(x, self.pooling)
+            outputs[name] = x
+        return outputs
+
+
+def pool(x: jax.Array, pooling: Pooling) -> jax.Array:
+    """2x2, stride 2: [b, h, w, c] -> [b, h // 2, w // 2, c]; an odd last row or column is dropped."""
+    h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    corners = [x[:, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1)]
+    if pooling == "average":
+        return sum(corners[1:], corners[0]) / 4
+    return jnp.maximum(jnp.maximum(corners[0], corners[1]), jnp.maximum(corners[2], corners[3]))
+
+
+def apply(
+    params: Mapping[str, Any], x: jax.Array, layers: Sequence[str], *, pooling: Pooling = "max"
+) -> dict[str, jax.Array]:
+    """Activations {layer: [b, h', w', c]} of images `x`, float [b, h, w, 3] RGB in [-1, 1] (values beyond pass).
+
+    Pure, and its gradient stays on the fast path inside loops on a CPU. Nothing after the deepest of `layers` is
+    computed. Raises UserError for a layer that does not exist or that the weights do not reach, and for images that
+    are too small to be pooled as often as that layer needs.
+    """
+    names = available(params)
+    for layer in layers:
+        _check_layer(layer, names, depth_of(params))
+    names = names[: 1 + max((names.index(layer) for layer in layers), default=-1)]
+    pools = sum(name.startswith("pool") for name in names)
+    if min(x.shape[1:3]) < 2**pools:
+        raise UserError(f"images of {x.shape[1]} x {x.shape[2]} pixels are too small for {names[-1]}")
+    variables = {"params": {name: params[name] for name in names if name.startswith("conv")}}
+    outputs: Any = _Layers(tuple(names), pooling).apply(variables, x - params["mean"])
+    return {layer: outputs[layer] for layer in layers}
+
+
+def _check_layer(layer: str, names: list[str], depth: int | None) -> None:
+    if layer in names:
+        return
+    if layer not in layer_names(depth or 19):
+        raise UserError(f"VGG-{depth or 19} has no layer {layer!r}; there are {', '.join(names)}")
+    relus = [name for name in names if name.startswith("relu")]
+    raise UserError(f"these weights end before {layer}: the deepest layer available is {relus[-1]} (then {names[-1]})")
+
+
+def from_caffe(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights for BGR pixels 0..255 less the mean (Caffe's and Keras' own), as ours; names as `apply` has them."""
+    return _fold(arrays, _CAFFE_MEAN, np.full(3, 127.5), slice(None, None, -1))
+
+
+def from_torchvision(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights for standardised RGB pixels (torchvision's), as ours; names as `apply` has them."""
+    return _fold(arrays, _TORCHVISION_MEAN, 1 / _TORCHVISION_STD, slice(None))
+
+
+def _fold(arrays: Mapping[str, np.ndarray], mean: np.ndarray, scale: np.ndarray, order: slice) -> dict[str, np.ndarray]:
+    kernel = np.asarray(arrays["conv1_1/kernel"], np.float64)[:, :, order] * scale[:, None]
+    return {**arrays, "mean": np.float32(mean), "conv1_1/kernel": np.float32(kernel)}
+
+
+def check(arrays: Mapping[str, np.ndarray], source: Path | str) -> None:
+    """Raises UserError that names the first array which does not belong into (a beginning of) VGG-16 or VGG-19."""
+    convolutions = {name.split("/")[0] for name in arrays if "/" in name} | {"conv1_1"}
+    expected: dict[str, tuple[int, ...]] = {"mean": (3,)} if "mean" in arrays else {}
+    c = 3
+    for name in layer_names(depth_of(dict.fromkeys(convolutions)) or 19):
+        if not name.startswith("conv") or not convolutions:
+            continue
+        convolutions.discard(name)
+        width = WIDTHS[int(name[4]) - 1]
+        expected |= {f"{name}/kernel": (3, 3, c, width), f"{name}/bias": (width,)}
+        c = width
+    weights.check(arrays, expected, source)
+
+
+def load(path: Path) -> VGG:
+    """The weights in a converted file, or in an .npz of Caffe's weights in Keras layout ("conv1_1/kernel", ...).
+
+    Raises UserError where the file is missing or not that.
+    """
+    found = weights.read(path)
+    check(found.arrays, path)
+    arrays = found.arrays if "mean" in found.arrays else from_caffe(found.arrays)
+    return VGG(weights.nested(arrays), found.sha256)
+
+
+def load_default(name: Literal["vgg16", "vgg19"] = "vgg19") -> VGG:
+    """The converted weights in the cache folder; failing those, for VGG-19, the partial file among the data.
+
+    Raises UserError where there are neither, with what to do about it.
+    """
+    path = weights.cached(name)
+    if path.exists():
+        return load(path)
+    if name == "vgg19":
+        try:
+            return load(data_folder("weights", PARTIAL_FILE))
+        except UserError:
+            pass
+    also = f", or set {DATA_VARIABLE} to a folder with weights/{PARTIAL_FILE}" if name == "vgg19" else ""
+    raise UserError(
+        f"{path} is missing: `python -m lib.features get {name}` downloads the published weights, `python -m "
+        f"lib.features convert FILE {path}` makes this file of them{also}"
+    )
