@@ -24,3 +24,12 @@ def toy_net(dimension=6, classes=4, channels=1, sizes_px=(4,), name="toy", seed=
 
 def pixels(n, seed=0, shape=(4, 4, 1), low=0, high=256):
     return np.random.default_rng(seed).integers(low, high, (n, *shape), np.uint8)
+
+
+def features(seed=3, n=1003, m=907, dimension=24):
+    """Two sets of correlated float32 features, as `reference/make_metrics.py` gave them to torch-fidelity."""
+    rng = np.random.default_rng(seed)
+    mix = rng.standard_normal((dimension, dimension)) / np.sqrt(dimension)
+    real = np.maximum(rng.standard_normal((n, dimension)) @ mix, 0)
+    generated = np.maximum(rng.standard_normal((m, dimension)) @ (1.1 * mix) + 0.1, 0)
+    return real.astype(np.float32), generated.astype(np.float32)

@@ -1,9 +1,13 @@
 """Inception score, kernel distances, neighbourhoods and toys: known answers on constructed sets."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from metrics_cases import features
 
-from lib.metrics import inception_score, kernel, manifold, toys
+from lib.metrics import frechet, inception_score, kernel, manifold, toys
 
 
 def rng(seed=0):
@@ -191,3 +195,24 @@ def test_mmd_of_points():
     assert other.value > 10 * other.uncertainty
     with pytest.raises(ValueError, match="at least"):
         toys.mmd(x[:5], y)
+
+
+# Against torch-fidelity
+
+
+def test_torch_fidelitys_numbers():
+    """On the same features, committed with the script that made them: reference/make_metrics.py."""
+    published = json.loads((Path(__file__).parent / "reference" / "metrics.json").read_text())
+    real, generated = features()
+    logits = 3 * features(seed=5, dimension=10)[0]
+    moments = [f(x.astype(np.float64)) for x in (real, generated) for f in (lambda x: x.mean(0), lambda x: np.cov(x.T))]
+    verdicts = manifold.compare(real, generated)
+    ours = {
+        "frechet_inception_distance": frechet.frechet_distance(*moments),
+        "precision": verdicts.precision.mean(),
+        "recall": verdicts.recall.mean(),
+    }
+    kid, isc = kernel.kid(real, generated, subset_size=300), inception_score.inception_score(logits)
+    ours |= dict(zip(("kernel_inception_distance_mean", "kernel_inception_distance_std"), kid, strict=True))
+    ours |= dict(zip(("inception_score_mean", "inception_score_std"), isc, strict=True))
+    assert {name: value for name, value in published.items() if name != "f_score"} == pytest.approx(ours, rel=1e-6)

@@ -46,7 +46,7 @@ def kid(real: np.ndarray, generated: np.ndarray, subsets: int = 100, subset_size
     size = min(subset_size, len(real), len(generated))
     found = []
     for _ in range(subsets):
-        x = real[rng.choice(len(real), size, replace=False)]
         y = generated[rng.choice(len(generated), size, replace=False)]
+        x = real[rng.choice(len(real), size, replace=False)]
         found.append(mmd2(np.asarray(x, np.float64), np.asarray(y, np.float64), polynomial_kernel))
     return float(np.mean(found)), float(np.std(found))
