@@ -39,7 +39,7 @@ class Reproduce:
 
 def main(args: Sequence[str]) -> None:
     if not args or args[0] != "hnn":
-        raise UserError("reproduce what? python -m launch reproduce hnn")
+        raise UserError("reproduce what? python -m launch reproduce hnn or metrics")
     options = parse(Reproduce(), args[1:], "python -m launch reproduce hnn")
     results: dict[str, Any] = {}
     for task in options.tasks:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -202,6 +203,7 @@ def tfds_rows(name: str, split: str) -> TfdsRows:
         raise UserError(f"{folder / name}: no prepared TFDS data set there")
     import tensorflow_datasets as tfds
 
+    logging.getLogger("absl").addFilter(_not_advice)
     builder = tfds.builder_from_directory(str(versions[-1].parent))
     if split.split("[")[0] not in builder.info.splits:
         raise UserError(f"{name} has no split {split!r}, only {', '.join(builder.info.splits)}")
@@ -213,6 +215,11 @@ def tfds_rows(name: str, split: str) -> TfdsRows:
     except (OSError, RuntimeError) as error:
         raise UserError(f"{versions[-1].parent} is damaged: {' '.join(str(error).split())}") from None
     return TfdsRows(versions[-1].parent, source)
+
+
+def _not_advice(record: logging.LogRecord) -> bool:
+    """Pillow decodes well enough, and a user of ours cannot act on being told to install OpenCV."""
+    return "OpenCV is not installed" not in record.getMessage()
 
 
 def load_tfds(name: str, split: str) -> dict[str, np.ndarray]:
