@@ -1,7 +1,9 @@
 """The FID Inception against torch-fidelity's and pytorch-fid's, at random weights (see reference/)."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,6 @@ import pytest
 from feature_cases import images, inception_state, positions
 
 from lib.features import convert, inception, load, weights
-from lib.features.net import FeatureNet
 from lib.run import UserError
 
 REFERENCE = np.load(Path(__file__).parent / "reference" / "features.npz")
@@ -22,8 +23,22 @@ def converted() -> dict[str, np.ndarray]:
     return convert.convert(inception_state(), "random")[1]
 
 
-def net(name: str = "inception", arrays: dict[str, np.ndarray] | None = None) -> FeatureNet:
-    return inception.feature_net(name, arrays or converted(), "0" * 64)
+def compiled() -> Callable[[Any, jax.Array], inception.Outputs]:
+    """The network as it is now, after the preprocessing; unoptimised, as compiling is the cost."""
+    apply = inception.Inception().apply
+    return jax.jit(
+        lambda params, x: apply({"params": params}, x), compiler_options={"xla_backend_optimization_level": 0}
+    )
+
+
+@functools.cache
+def unswitched() -> Callable[[Any, jax.Array], inception.Outputs]:
+    return compiled()
+
+
+@functools.cache
+def params() -> dict[str, Any]:
+    return jax.device_put(weights.nested(converted()))
 
 
 def error(ours: jax.Array, name: str) -> float:
@@ -31,60 +46,80 @@ def error(ours: jax.Array, name: str) -> float:
     return float(np.abs(np.asarray(ours) - REFERENCE[name]).max() / np.abs(REFERENCE[name]).max())
 
 
-def pool_error(network: FeatureNet, name: str = "inception.pool") -> float:
-    # Not compiled as a whole: networks that differ in one stage then share all other compiled operations.
-    return error(network.apply(network.params, images(32, 32)).pool, name)
+def switched_error() -> float:
+    return error(compiled()(params(), inception.preprocess_fid(images(32, 32))).pool, "inception.pool")
 
 
 def test_equals_torch_fidelity():
-    x = inception.preprocess_fid(images(32, 32))
-    outputs = inception.Inception().apply({"params": net().params}, x)
+    outputs = unswitched()(params(), inception.preprocess_fid(images(32, 32)))
     for name in ("pool", "logits_unbiased", "logits"):
         assert error(getattr(outputs, name), f"inception.{name}") < TOLERANCE
+    assert error(outputs.logits_unbiased, "inception.logits") > VISIBLE
 
 
-def test_scores_get_the_logits_without_bias():
-    found = net().apply(net().params, images(32, 32))
-    assert error(found.logits, "inception.logits_unbiased") < TOLERANCE
-    assert error(found.logits, "inception.logits") > VISIBLE
-    assert (found.pool.shape, found.logits.shape) == ((2, net().dimension), (2, net().classes))
+def test_equals_pytorch_fid_and_the_resize_of_the_other_tool_is_visible():
+    found = unswitched()(params(), inception.preprocess_pytorch_fid(images(32, 32))).pool
+    assert error(found, "inception.pytorch_fid.pool") < TOLERANCE
+    assert error(found, "inception.pool") > VISIBLE
 
 
-def test_equals_pytorch_fid():
-    assert pool_error(net("inception.pytorch_fid"), "inception.pytorch_fid.pool") < TOLERANCE
+def test_half_pixel_resize_alone_is_visible():
+    x = (inception.resize_half_pixel(images(32, 32)) - 128) / 128
+    assert error(unswitched()(params(), x).pool, "inception.pool") > VISIBLE
 
 
-def test_the_resize_of_the_other_tool_is_visible():
-    assert pool_error(net("inception.pytorch_fid")) > VISIBLE
-    assert pool_error(net(), "inception.pytorch_fid.pool") > VISIBLE
+def test_another_scale_of_pixels_is_visible():
+    x = inception.resize_tensorflow1(images(32, 32)) / 127.5 - 1
+    assert error(unswitched()(params(), x).pool, "inception.pool") > VISIBLE
 
 
 def test_counting_the_padding_of_average_pools_is_visible(monkeypatch):
     monkeypatch.setattr(inception, "average_pool", lambda x: inception.nn.avg_pool(x, (3, 3), padding="SAME"))
-    assert pool_error(net()) > VISIBLE
+    assert switched_error() > VISIBLE
 
 
 def test_an_average_pool_in_the_last_block_is_visible(monkeypatch):
-    monkeypatch.setattr(inception, "max_pool", inception.average_pool)
-    assert pool_error(net()) > VISIBLE
+    monkeypatch.setitem(inception.BLOCKS, "Mixed_7c", inception.BLOCKS["Mixed_7b"])
+    assert switched_error() > VISIBLE
 
 
 def test_a_max_pool_in_the_last_but_one_block_is_visible(monkeypatch):
     monkeypatch.setitem(inception.BLOCKS, "Mixed_7b", inception.BLOCKS["Mixed_7c"])
-    assert pool_error(net()) > VISIBLE
+    assert switched_error() > VISIBLE
 
 
 def test_another_epsilon_is_visible():
-    assert pool_error(net(arrays=convert.from_pytorch_inception(inception_state(), "random", eps=1e-5))) > VISIBLE
+    other = weights.nested(convert.from_pytorch_inception(inception_state(), "random", eps=1e-5))
+    found = unswitched()(other, inception.preprocess_fid(images(32, 32)))
+    assert error(found.pool, "inception.pool") > VISIBLE
 
 
-def test_another_scale_of_pixels_is_visible(monkeypatch):
-    half_open = inception.preprocess_fid(images(32, 32))
-    np.testing.assert_allclose([half_open.min() >= -1, half_open.max() <= 127 / 128], True)
-    monkeypatch.setitem(
-        inception.PREPROCESSING, "inception", (lambda x: inception.resize_tensorflow1(x) / 127.5 - 1, "closed")
-    )
-    assert pool_error(net()) > VISIBLE
+@pytest.mark.parametrize(
+    ("name", "preprocess"),
+    [("inception", inception.preprocess_fid), ("inception.pytorch_fid", inception.preprocess_pytorch_fid)],
+)
+def test_the_instrument_preprocesses_and_scores_get_the_logits_without_bias(name, preprocess, monkeypatch):
+    class Echo:
+        """Instead of the network: what reaches it."""
+
+        def apply(self, variables: dict, x: jax.Array) -> inception.Outputs:
+            assert variables["params"] is net.params
+            return inception.Outputs(x, x[..., 0], x[..., 1])
+
+    net = inception.feature_net(name, converted(), "0" * 64)
+    monkeypatch.setattr(inception, "Inception", Echo)
+    found = net.apply(net.params, jnp.asarray(images(20, 33)))
+    np.testing.assert_array_equal(found.pool, preprocess(images(20, 33)))
+    np.testing.assert_array_equal(found.logits, found.pool[..., 0])
+    assert (net.name, net.dimension, net.classes, net.channels, net.sizes_px) == (name, 2048, 1008, 3, None)
+    with pytest.raises(UserError, match="uint8 images, not float32"):
+        net.apply(net.params, jnp.zeros((1, 32, 32, 3)))
+
+
+def test_whole_images_keep_their_range():
+    x = images(32, 32)
+    assert inception.preprocess_fid(x).min() >= -1 and inception.preprocess_fid(x).max() <= 127 / 128
+    assert inception.preprocess_pytorch_fid(x).min() >= -1 and inception.preprocess_pytorch_fid(x).max() <= 1
 
 
 @pytest.mark.parametrize("size", [(400, 350), (20, 33)])
@@ -136,8 +171,3 @@ def test_other_weights_are_refused_by_name(tmp_path):
     weights.write(tmp_path / "few.safetensors", {"fc_bias": state["fc.bias"]})
     with pytest.raises(UserError, match="more are missing: these are the weights of another network"):
         load("inception", tmp_path / "few.safetensors")
-
-
-def test_only_uint8_is_measured():
-    with pytest.raises(UserError, match="uint8 images, not float32"):
-        net().apply(net().params, jnp.zeros((1, 32, 32, 3)))
