@@ -126,9 +126,11 @@ def test_the_page_of_ratios():
     rollouts = {name: {"median_s": value} for name, value in seconds.items()} | {"ratio": 18.0}
     environment = {"utc_start": "2020-01-02T", "cores": 2, "versions": {"jax": "0"}, "python": "3"}
     variants = {"ours": {"median_ms": 500.0}, "torch contiguous": {"median_ms": 600.0}}
+    features = {"ours": {"median_per_s": 9.0}, "torch channels_last": {"median_per_s": 6.0}}
     text = page(
         {
             "convolution": {"variants": variants, "steps_per_round": 8, "cores": 2},
+            "inception": {"variants": features, "batch": 32, "cores": 2},
             "hnn": {
                 "environment": environment,
                 "torch": "2",
@@ -137,5 +139,6 @@ def test_the_page_of_ratios():
         }
     )
     assert "| torch contiguous | 600 | 1.20 |" in text
+    assert "| torch channels_last | 6.00 | 1.50 |" in text
     assert "| spring | hnn | 400 | 100 | 4.00 | 160 | 2.50 |" in text
     assert "| spring | 0.500 | 0.100 | 9.00 | 18.0 |" in text

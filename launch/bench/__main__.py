@@ -15,7 +15,7 @@ from typing import Any
 from lib.config import parse
 from lib.run import UserError, command, read_json, write_text
 
-BENCHMARKS = ("convolution", "hnn")
+BENCHMARKS = ("convolution", "hnn", "inception")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def page(results: dict[str, Any]) -> str:
             "",
             *_convolution(results["convolution"]),
             *_hnn(results["hnn"]["tasks"]),
+            *_inception(results["inception"]),
         ]
     )
 
@@ -118,6 +119,23 @@ def _hnn(tasks: dict[str, Any]) -> list[str]:
                 f"lean {r['torch_s']:.1f} s ({r['torch_steps']} steps): {r['ratio']:.1f} times shorter, "
                 f"{r['ratio_with_compilation']:.1f} with compilation.",
             ]
+    return [*lines, ""]
+
+
+def _inception(r: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Inception features",
+        "",
+        f"uint8 images to 2048 features at 299 px, batch {r['batch']}, the same random weights on both sides; PyTorch "
+        f"with {r['cores']} threads on a CPU.",
+        "",
+        "| variant | features per s | ours / it |",
+        "|---|---|---|",
+    ]
+    ours = r["variants"]["ours"]["median_per_s"]
+    lines += [
+        f"| {name} | {v['median_per_s']:.2f} | {ours / v['median_per_s']:.2f} |" for name, v in r["variants"].items()
+    ]
     return [*lines, ""]
 
 
