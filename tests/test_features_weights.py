@@ -353,6 +353,40 @@ def test_pytorch_files_are_read_as_plain_weights_only(tmp_path):
         convert.read_state(tmp_path / "code.pth")
 
 
+def test_a_pytorch_file_becomes_inception(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is an extra")
+    from feature_cases import inception_state
+
+    state = {name: torch.from_numpy(array) for name, array in inception_state().items()}
+    state["Conv2d_1a_3x3.bn.num_batches_tracked"] = torch.tensor(0)
+    torch.save(state, tmp_path / "pt_inception.pth")
+    assert command(main, ["convert", str(tmp_path / "pt_inception.pth"), str(weights.cached("inception"))]) == 0
+    assert lib.features.load("inception").weights_sha256 == download.file_sha256(weights.cached("inception"))
+
+
+def test_a_keras_file_becomes_vgg(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="h5py is an extra")
+    from feature_cases import vgg_state
+
+    from lib.features import vgg
+
+    state = vgg_state(16)
+    with h5py.File(tmp_path / "vgg16.h5", "w") as file:
+        for i, name in enumerate(vgg.layer_names(16)):
+            if name.startswith("conv"):
+                group = file.create_group(f"block{name[4]}_conv{name[6]}")
+                group[f"block{name[4]}_conv{name[6]}_W_1:0"] = state[f"features.{i}.weight"].transpose(2, 3, 1, 0)
+                group[f"block{name[4]}_conv{name[6]}_b_1:0"] = state[f"features.{i}.bias"]
+            elif name.startswith("pool"):
+                file.create_group(f"block{name[4]}_pool")
+    assert command(main, ["convert", str(tmp_path / "vgg16.h5"), str(weights.cached("vgg16"))]) == 0
+    found = vgg.load_default("vgg16")
+    np.testing.assert_array_equal(found.params["conv5_3"]["bias"], state["features.28.bias"])
+    (tmp_path / "cut.h5").write_bytes((tmp_path / "vgg16.h5").read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"cut.h5 is damaged"):
+        convert.read_state(tmp_path / "cut.h5")
+
+
 def test_names_and_sizes():
     assert lib.features.default_for(8, 8, 1) == "digits_cnn"
     assert lib.features.default_for(28, 28, 1) == "mnist_cnn"

@@ -150,8 +150,11 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
         if isinstance(item, h5py.Dataset):
             arrays[name] = np.asarray(item)
 
-    with h5py.File(path, "r") as file:
-        file.visititems(collect)
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(collect)
+    except OSError as error:
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from None
     return arrays
 
 
