@@ -1,6 +1,7 @@
 """`python -m launch reproduce metrics`: do the metrics order what everyone can order by eye?
 
 Test images against training images, then the same test images blurred or noisy at three strengths, and pure noise.
+One strength below those three shows where the metrics stop to see anything; it does not count for the order.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from lib.metrics.result import Result, to_json
 from lib.report import number
 from lib.run import environment, write_json, write_text
 
-BLUR_PX = (0.5, 1.0, 2.0)
-NOISE_SD = (8, 24, 64)
+BLUR_PX = (0.5, 1.0, 2.0, 4.0)
+NOISE_SD = (8, 24, 48, 96)
 NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10 (JPEG)"}
 CHAINS = {
     "mnist": (("test", "noise"),),
@@ -33,6 +34,7 @@ CHAINS = {
     ),
 }
 """sets from best to worst"""
+BARELY = (f"blurred {BLUR_PX[0]:g} px", f"noisy {NOISE_SD[0]}/255")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +98,9 @@ def badness(metric: str, value: float) -> float:
 def disorder(metric: str, chain: Sequence[str], results: dict[str, dict[str, Result]]) -> str:
     """The first step of the chain that the metric does not call worse, as `a, b`; empty where the order is right.
 
-    A step between values that are equal at the end of the metric's range (0) is right: it cannot fall further.
+    BARELY is left out. A step between values that are both 0, the end of the range, is right: it cannot fall further.
     """
+    chain = [label for label in chain if label not in BARELY]
     values = [next(r.value for key, r in results[label].items() if key.split(".")[0] == metric) for label in chain]
     for i in range(len(chain) - 1):
         before, after = values[i], values[i + 1]
@@ -122,7 +125,8 @@ def page(record: dict[str, Any], found: dict[str, dict[str, dict[str, Result]]])
         "pixels) or with Gaussian noise (standard deviation of 255), rounded to 8 bits; for MNIST also uniform noise "
         "instead. Features are those of our own small classifiers, so these are distances of their own kind: no "
         "number compares with a published FID. ± is one standard deviation, of what metrics.json says. *Order*: "
-        "whether every step from left to right is called worse (copying: further from 0.5), or is at 0 already.",
+        "whether every step from left to right is called worse (copying: further from 0.5), or is at 0 already; "
+        f"{' and '.join(BARELY)} do not count: they are there to show which metrics see that little.",
     ]
     for name, results in found.items():
         labels = list(results)
@@ -153,11 +157,12 @@ def plot(results: dict[str, dict[str, Result]], path: Path) -> Path:
             bars = [2 * results[label][key].uncertainty for label in chain]
             label = chain[1].split()[0]
             ax.errorbar(range(len(chain)), values, bars, label=label, color=color, marker=marker, ms=4, capsize=2)
-        metric = key.split(".")[0]
+        metric, test = key.split(".")[0], results["test"][key]
         if metric in ("fid", "kid"):
-            ax.set_yscale("symlog", linthresh=max(abs(results["test"][key].value), 1e-6))
-        ax.set_title(f"{key} ({BETTER[metric]} is better)" if BETTER[metric] != "0.5" else f"{key} (fresh: 0.5)")
-        ax.set_xticks(range(4), ["none", "weak", "medium", "strong"])
+            ax.set_yscale("symlog", linthresh=max(abs(test.value), 2 * test.uncertainty))
+        ax.set_title(f"{metric} ({BETTER[metric]} is better)" if BETTER[metric] != "0.5" else f"{metric} (fresh: 0.5)")
+        ax.set_xticks(range(5), ["none", "barely", "weak", "medium", "strong"], fontsize=7)
     axes[0, 0].legend()
-    figure.suptitle(f"{NAMES['cifar10']} test images against training images", fontsize=11)
+    net = results["test"][keys[0]].protocol.features
+    figure.suptitle(f"{NAMES['cifar10']}, test against training images, features of {net}", fontsize=11)
     return save(figure, path)

@@ -1,6 +1,10 @@
 """python -m lib.metrics: tables, JSON, and one line for every mistake."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +13,8 @@ from metrics_cases import pixels, toy_net
 from lib import features, shard
 from lib.metrics import __main__ as cli
 from lib.run import command
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -83,3 +89,59 @@ def test_mistakes_are_one_line(run, tmp_path, args, message):
     code, out, err = run(*args, *(("--features", "toy") if "large.npz" in args else ()))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
+
+
+# The whole command, in a process of its own
+
+
+def whole(*args, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "lib.metrics", *map(str, args)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def digits(path):
+    from sklearn.datasets import load_digits
+
+    images = np.uint8(load_digits().images[..., None] * (255 / 16))
+    np.savez(path / "a.npz", images[:900])
+    np.savez(path / "b.npz", images[900:])
+
+
+def test_digits_in_a_process_of_its_own(tmp_path):
+    digits(tmp_path)
+    done = whole(tmp_path / "a.npz", tmp_path / "b.npz", "--json", XDG_CACHE_HOME=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["fid.digits_cnn"]["protocol"]["preprocessing"]
+    assert found["is.digits_cnn"]["value"] > 7  # nearly one of ten classes each
+    assert found["precision.digits_cnn"]["value"] > 0.5
+
+
+@pytest.mark.parametrize("content", ["missing", "garbage", "of another net", "nan"])
+def test_wrong_weights_are_one_line(tmp_path, content):
+    from safetensors.numpy import load_file, save_file
+
+    digits(tmp_path)
+    weights = tmp_path / "weights.safetensors"
+    pretrained = ROOT / "lib" / "features" / "pretrained"
+    if content == "garbage":
+        weights.write_bytes(b"not weights")
+    elif content == "of another net":
+        save_file({"something": np.zeros(3, np.float32)}, weights)
+    elif content == "nan":
+        from safetensors import safe_open
+
+        with safe_open(pretrained / "digits_cnn.safetensors", "numpy") as file:
+            metadata = file.metadata()
+        broken = {k: np.full_like(v, np.nan) for k, v in load_file(pretrained / "digits_cnn.safetensors").items()}
+        save_file(broken, weights, metadata)
+    done = whole(tmp_path / "a.npz", tmp_path / "b.npz", "--features", "digits_cnn", "--weights", weights)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: ")
