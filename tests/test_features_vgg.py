@@ -99,6 +99,17 @@ def test_colours_and_means_of_pytorch_and_keras_are_folded_in():
     np.testing.assert_allclose(ours["conv1_1"], plain["conv1_1"], rtol=0, atol=TOLERANCE * 500)
 
 
+def test_the_partial_file_is_converted_too(partial, data_folder, tmp_path):
+    path = data_folder / "weights" / vgg.PARTIAL_FILE
+    name, arrays = convert.convert(convert.read_state(path), path)
+    assert name == "vgg19"
+    weights.write(tmp_path / "vgg19.safetensors", arrays)
+    for ours, theirs in zip(
+        jax.tree.leaves(vgg.load(tmp_path / "vgg19.safetensors").params), jax.tree.leaves(partial.params), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def torch_to_keras(state):
     for i, name in enumerate(vgg.layer_names(19)):
         if name.startswith("conv"):

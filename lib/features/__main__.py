@@ -18,15 +18,12 @@ HELP = """usage: python -m lib.features COMMAND ...
 
 def networks() -> str:
     """One line per network."""
-    from lib.features import weights
+    from lib.features import classifier, weights
 
-    inception = weights.cached("inception")
-    lines = [f"{name:24}{inception}{'' if inception.exists() else ' (missing)'}" for name in INCEPTIONS]
-    lines += [f"{name:24}in the package" for name in CLASSIFIERS]
-    for name in ("vgg16", "vgg19"):
-        path = weights.cached(name)
-        lines.append(f"{name:24}{path}{'' if path.exists() else ' (missing)'}; layers only, not for metrics")
-    return "\n".join(lines)
+    places = {name: weights.cached("inception") for name in INCEPTIONS}
+    places |= {name: classifier.FOLDER / f"{name}{weights.SUFFIX}" for name in CLASSIFIERS}
+    places |= {f"{name} (not for metrics)": weights.cached(name) for name in ("vgg16", "vgg19")}
+    return "\n".join(f"{name:26}{path}{'' if path.exists() else ' (missing)'}" for name, path in places.items())
 
 
 def main(argv: Sequence[str]) -> None:

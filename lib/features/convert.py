@@ -33,6 +33,9 @@ def convert(state: Arrays, source: Path | str) -> tuple[str, dict[str, np.ndarra
         return "inception", from_pytorch_inception(state, source)
     if "features.0.weight" in state:
         return from_torchvision_vgg(state, source)
+    if "conv1_1/kernel" in state and "mean" not in state:  # Caffe's weights under our names
+        vgg.check(state, source)
+        return f"vgg{vgg.depth_of(weights.nested(state)) or 19}", vgg.from_caffe(state)
     if any(_KERAS_NAME.search(name) for name in state):
         return from_keras_vgg(state, source)
     raise UserError(f"{source} holds none of the networks known here: {_KINDS}")
