@@ -237,6 +237,20 @@ def test_statistics_are_those_of_the_data():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), got, expected)
 
 
+def test_a_residual_network_comes_back_from_its_file(tmp_path):
+    config, rows = tiny(kind="residual", head="sigmoid"), images_of("digits")
+    design = training.design_of(config, (8, 8, 1))
+    state = training.start_state(config, design, rows, training.optimizer(config))
+    variables = {"params": state.params, "statistics": state.extra}
+    path = tmp_path / "new.safetensors"
+    path.write_bytes(classifier.serialize(design, variables))
+    net = classifier.read(path)
+    assert (net.name, net.dimension, classifier.read_design(path)) == ("new", 8, design)
+    run = jax.jit(lambda variables: classifier.build(design).apply(variables, x, False))
+    x = classifier.scaled(design, rows["image"][:8])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-2), run(variables), run(net.params))
+
+
 # The command
 
 
