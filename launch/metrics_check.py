@@ -159,7 +159,9 @@ def plot(results: dict[str, dict[str, Result]], path: Path) -> Path:
             ax.errorbar(range(len(chain)), values, bars, label=label, color=color, marker=marker, ms=4, capsize=2)
         metric, test = key.split(".")[0], results["test"][key]
         if metric in ("fid", "kid"):
-            ax.set_yscale("symlog", linthresh=max(abs(test.value), 2 * test.uncertainty))
+            # a whole power of ten, or its ticks crowd around zero
+            noise = max(abs(test.value), 2 * test.uncertainty, 1e-9)
+            ax.set_yscale("symlog", linthresh=10.0 ** np.ceil(np.log10(noise)))
         ax.set_title(f"{metric} ({BETTER[metric]} is better)" if BETTER[metric] != "0.5" else f"{metric} (fresh: 0.5)")
         ax.set_xticks(range(5), ["none", "barely", "weak", "medium", "strong"], fontsize=7)
     axes[0, 0].legend()
