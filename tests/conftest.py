@@ -7,12 +7,11 @@ from pathlib import Path
 import jax
 import pytest
 
-# Most of the time of these tests is compilation: in this process a lighter one, in those that tests start the users'.
-_FLAGS = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = f"{_FLAGS} --xla_backend_optimization_level=1 --xla_cpu_experimental_ynn_fusion_type="
+# Most of the time of these tests is compilation: a lighter one, also in the processes that they start, whose results
+# are compared with those of this one to the bit.
+_FLAGS = "--xla_backend_optimization_level=1 --xla_cpu_experimental_ynn_fusion_type="
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 jax.config.update("jax_num_cpu_devices", 4)
-jax.devices()  # reads them
-os.environ["XLA_FLAGS"] = _FLAGS
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 if _SHARED.is_dir():
