@@ -32,7 +32,7 @@ from lib.features.calibration import fit_temperature, score
 from lib.features.classifier import Design
 from lib.features.recipes import PRESETS, Config
 from lib.report import Page, text_table
-from lib.run import RunFolder, UserError, read_json, write_json, write_text
+from lib.run import RunFolder, UserError, read_json, write_bytes, write_json, write_text
 from lib.train import State, Step, fit, init_state
 
 PACKAGE = "lib.features"
@@ -174,13 +174,13 @@ def finish(
 ) -> dict[str, Any]:
     """Fits the temperature, writes NAME.safetensors and NAME.json, measures what was written. Returns the record."""
     path = folder.path / f"{config.name}.safetensors"
-    _write_bytes(path, classifier.serialize(design, variables))
+    write_bytes(path, classifier.serialize(design, variables))
     logits, _ = classifier_outputs(path, heldout["image"])
     temperature = fit_temperature(logits, heldout["label"], design.head)
     last = variables["params"]["Dense_0"]
     cooled = {name: x / np.float32(temperature) for name, x in last.items()}
     variables = {**variables, "params": {**variables["params"], "Dense_0": cooled}}
-    _write_bytes(path, classifier.serialize(design, variables))
+    write_bytes(path, classifier.serialize(design, variables))
 
     tested = images(config.data, "test")
     count = len(heldout["label"])
@@ -209,12 +209,6 @@ def finish(
 
 
 _RECORDED = ("git_commit", "python", "versions", "backend", "cores")
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def _compact(record: dict[str, Any]) -> str:

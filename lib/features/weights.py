@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from lib.features.download import weights_folder
-from lib.run import UserError
+from lib.run import UserError, write_bytes
 
 SUFFIX = ".safetensors"
 _SHOWN = 3
@@ -71,15 +70,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
     """Replaces `path` in one step and returns the SHA-256 of its bytes; the same arrays give the same bytes."""
     content = save({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(path, content)
     return hashlib.sha256(content).hexdigest()
 
 
