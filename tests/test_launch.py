@@ -116,7 +116,9 @@ def wait_until_gone(pids: list[int], timeout_s: float = 5) -> bool:
 
 def test_environment_and_output():
     source = (
-        "e = os.environ; print(e['GRADIENT_FIELDS_COORDINATOR'], i, e['GRADIENT_FIELDS_PROCESSES']); "
+        # One write a line: what process 0 writes in pieces may have other lines between them.
+        "e = os.environ; "
+        "sys.stdout.write(f\"{e['GRADIENT_FIELDS_COORDINATOR']} {i} {e['GRADIENT_FIELDS_PROCESSES']}\\n\"); "
         "sys.stderr.write('err ' + i)"
     )
     code, out, err = finish(launch_python(source, processes=3))
