@@ -125,6 +125,8 @@ def train(args: Sequence[str]) -> None:
     from lib import shard
 
     shard.start()
+    if shard.primary():
+        RunFolder.check(out, "hnn", configs.to_json(config), resume=chosen.resume)
     from hnn import experiment, page
 
     experiment.training_mesh(config, chosen.devices)

@@ -114,8 +114,9 @@ def make_scenes(system: System, t_end: float, count: int, points: int) -> Scenes
     original_sampler = system.sample_original_test or system.sample_initial
     samplers = [system.sample_initial, system.sample_extrapolation, original_sampler]
     counts = [count, count if system.sample_extrapolation else 0, 15]
+    draws = [(jax.jit(s, static_argnums=1), k, n) for s, k, n in zip(samplers, keys, counts, strict=True) if s and n]
     with jax.enable_x64(True):
-        parts = [np.asarray(s(k, c)) for s, k, c in zip(samplers, keys, counts, strict=True) if s and c]
+        parts = [np.asarray(draw(key, n)) for draw, key, n in draws]
     spans = [np.full(count, t_end), np.full(counts[1], t_end), original_spans(system)]
     y0, span = np.concatenate(parts), np.concatenate(spans)
     truth = true_rollouts(system, y0, span, points)
@@ -134,10 +135,13 @@ def original_spans(system: System) -> np.ndarray:
     return np.full(15, {"two_body": 25.0, "three_body": 3.0}.get(system.name, 20.0))
 
 
+_compiled_energy = jax.jit(total_energy, static_argnums=0)
+
+
 def energies(hamiltonian: Callable, ys: np.ndarray) -> np.ndarray:
     """H along trajectories [..., 2n] -> [...], float64."""
     with jax.enable_x64(True):
-        return np.asarray(total_energy(hamiltonian, jnp.asarray(ys, jnp.float64)))
+        return np.asarray(_compiled_energy(hamiltonian, np.asarray(ys, np.float64)))
 
 
 def _compared_coordinates(system: System, ys: np.ndarray) -> np.ndarray:
@@ -163,12 +167,16 @@ def with_sd(name: str, per_seed: np.ndarray) -> dict[str, float]:
 
 def derivative_loss(field: Field, params: Any, part: Trajectories) -> np.ndarray:
     """Mean squared error of y' at the observations, per seed [S]; y and dy carry the axis of seeds."""
-    flat = [jnp.asarray(a.reshape(a.shape[0], -1, a.shape[-1]), jnp.float32) for a in (part.y, part.dy)]
+    flat = [np.asarray(a.reshape(a.shape[0], -1, a.shape[-1]), np.float32) for a in (part.y, part.dy)]
+    return np.asarray(_compiled_loss(field)(params, *flat))
 
+
+@functools.lru_cache(maxsize=16)
+def _compiled_loss(field: Field) -> Callable:
     def one(p: Any, y: jax.Array, dy: jax.Array) -> jax.Array:
         return jnp.mean((jax.vmap(partial(field, p))(y) - dy) ** 2)
 
-    return np.asarray(jax.jit(lambda *args: jax.lax.map(lambda a: one(*a), args))(params, *flat))
+    return jax.jit(lambda *args: jax.lax.map(lambda a: one(*a), args))
 
 
 def derivative_losses(name: str, field: Field, params: Any, data: Dataset) -> dict[str, float]:

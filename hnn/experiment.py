@@ -42,7 +42,7 @@ STEPS_PER_CALL = 100
 
 def seed_keys(config: Config) -> jax.Array:
     """One key per repetition, [seeds]."""
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(config.seed), i))(jnp.arange(config.seeds))
+    return jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))(jax.random.key(config.seed), np.arange(config.seeds))
 
 
 def reads_file(config: Config) -> bool:
@@ -216,7 +216,7 @@ def start_state(config: Config, study: Recipe) -> State:
         init_key, step_key = jax.random.split(key)
         return init_state(study.init(init_key, start), study.tx, step_key)
 
-    keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(seed_keys(config))
+    keys = jax.jit(jax.vmap(lambda k: jax.random.fold_in(k, 1)))(seed_keys(config))
     # One seed after the other: XLA's CPU backend runs a batch of QR factorisations (orthogonal initialisation) on the
     # threads that wait for it, and on two cores two of them at once have been seen to wait for ever.
     return jax.jit(lambda *args: jax.lax.map(lambda a: one(*a), args))(keys, study.start)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hnn.evaluate import Sweep, Trained, energies
@@ -114,11 +114,11 @@ def learned_hamiltonian(path: Path, system: System, models: dict[str, Trained], 
 
 
 def _shifted(system: System, trained: Trained, points: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    params = jax.tree.map(lambda x: jnp.asarray(x[0]), trained.params)
+    params = jax.tree.map(lambda x: np.asarray(x[0]), trained.params)
+    learned = jax.jit(lambda ys: total_energy(partial(trained.model.hamiltonian, params), ys))
 
     def raw(ys: np.ndarray) -> np.ndarray:
-        values = total_energy(lambda q, p: trained.model.hamiltonian(params, q, p), jnp.asarray(ys, jnp.float32))
-        return np.asarray(values, np.float64)
+        return np.asarray(learned(np.asarray(ys, np.float32)), np.float64)
 
     shift = np.mean(energies(system.hamiltonian, points) - raw(points))
     return lambda ys: raw(ys) + shift
@@ -172,11 +172,11 @@ def coordinates_over_time(path: Path, lines: dict[str, tuple[np.ndarray, np.ndar
 def vector_fields(path: Path, models: dict[str, Trained], reach: np.ndarray, truth: Callable | None) -> Path:
     """Arrows of the true field, where there is one, and of each model; one degree of freedom, `reach` [2]."""
     q, p = np.meshgrid(*(np.linspace(-r, r, 13) for r in reach))
-    points = jnp.asarray(np.stack([q, p], -1).reshape(-1, 2), jnp.float32)
-    fields = {} if truth is None else {"truth": jax.vmap(truth)(points)}
+    points = np.stack([q, p], -1).reshape(-1, 2).astype(np.float32)
+    fields = {} if truth is None else {"truth": jax.jit(jax.vmap(truth))(points)}
     for name, trained in models.items():
-        params = jax.tree.map(lambda x: jnp.asarray(x[0]), trained.params)
-        fields[name] = jax.vmap(lambda y, t=trained, w=params: t.model.field(w, y))(points)
+        params = jax.tree.map(lambda x: np.asarray(x[0]), trained.params)
+        fields[name] = jax.jit(jax.vmap(trained.model.field, (None, 0)))(params, points)
     figure, axes = plot.panels(1, len(fields), width=2.7, height=2.9, sharex=True, sharey=True)
     for ax, (name, dy) in zip(axes[0], fields.items(), strict=True):
         ax.quiver(q, p, *np.asarray(dy).T.reshape(2, *q.shape), color=_style(name).get("color"), angles="xy")

@@ -210,23 +210,27 @@ class RunFolder:
         folder = cls(path, primary=primary)
         if not primary:
             return folder
-        record = {"package": package, "config": config}
-        found = _existing(path)
-        if found is not None and not resume:
-            raise UserError(f"{path} already holds a run: --resume continues it, another --out starts a new one")
-        if found is not None:
-            _check_same(path, found, record)
-        _check_space(path)
+        cls.check(path, package, config, resume=resume)
         try:
             folder.figures.mkdir(parents=True, exist_ok=True)
             folder._take_lock()
-            if found is None:
-                write_json(path / "config.json", record)
+            if not (path / "config.json").exists():
+                write_json(path / "config.json", {"package": package, "config": config})
             previous = read_json(path / "environment.json") if (path / "environment.json").exists() else []
             write_json(path / "environment.json", [*previous, environment()])
         except OSError as error:
             raise UserError(f"cannot write the run folder {path}: {error.strerror}") from None
         return folder
+
+    @staticmethod
+    def check(path: Path, package: str, config: dict[str, Any], *, resume: bool) -> None:
+        """Raises what `start` would raise, and writes nothing: for before the seconds that imports and data take."""
+        found = _existing(path)
+        if found is not None and not resume:
+            raise UserError(f"{path} already holds a run: --resume continues it, another --out starts a new one")
+        if found is not None:
+            _check_same(path, found, {"package": package, "config": config})
+        _check_space(path)
 
     @classmethod
     def open(cls, path: Path, package: str) -> tuple[RunFolder, dict[str, Any]]:

@@ -124,7 +124,7 @@ class _Replicas:
         padded = math.ceil(self.count / self.mesh.size) * self.mesh.size
         order = np.arange(padded) % self.count
         spec = P(REPLICA) if self.mesh.size > 1 else P()
-        return place(jax.tree.map(lambda x: x[order], tree), self.mesh, spec)
+        return place(jax.jit(lambda tree: jax.tree.map(lambda x: x[order], tree))(tree), self.mesh, spec)
 
     @functools.cached_property
     def gather(self) -> Callable[[Any], Any]:
