@@ -9,7 +9,7 @@ import pytest
 
 # Most of the time of these tests is compilation: a lighter one, also in the processes that they start, whose results
 # are compared with those of this one to the bit.
-_FLAGS = "--xla_backend_optimization_level=1 --xla_cpu_experimental_ynn_fusion_type="
+_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_experimental_ynn_fusion_type="
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 jax.config.update("jax_num_cpu_devices", 4)
 

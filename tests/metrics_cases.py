@@ -10,7 +10,8 @@ def toy_net(dimension=6, classes=4, channels=1, sizes_px=(4,), name="toy", seed=
     """Random projections of the pixels of 4 x 4 images (or of their corner, for a net of any size)."""
     rng = np.random.default_rng(seed)
     params = {
-        "pool": rng.standard_normal((16 * channels, dimension)).astype(np.float32) / 64,
+        # Multiples of 1/1024: sums over pixels are exact in float32, in whatever order they are added.
+        "pool": np.round(16 * rng.standard_normal((16 * channels, dimension))).astype(np.float32) / 1024,
         "logits": rng.standard_normal((dimension, classes)).astype(np.float32),
     }
 
