@@ -14,7 +14,7 @@ import tyro
 from hnn.config import PRESETS, Config
 from hnn.systems import SYSTEMS
 from lib import config as configs
-from lib.run import RunFolder, UserError, command, read_json
+from lib.run import RunFolder, UserError, command
 
 
 def _wrapped(title: str, names: Iterable[str]) -> str:
@@ -90,32 +90,10 @@ class Simulate:
     """root of the random numbers"""
 
 
-def _base_config(args: Sequence[str]) -> tuple[Config, Path | None, list[str]]:
-    """The configuration a command starts from (preset, run folder or --config FILE), the folder, what is left."""
-    rest = list(args)
-    if rest and not rest[0].startswith("-"):
-        name = rest.pop(0)
-        if name in PRESETS:
-            return PRESETS[name], None, rest
-        if (Path(name) / "config.json").exists():
-            _, values = RunFolder.open(Path(name), "hnn")
-            return configs.from_json(Config, values), Path(name), rest
-        raise UserError(f"unknown preset {name!r}: choose from {', '.join(PRESETS)}, or give a run folder")
-    if "--config" in rest:
-        at = rest.index("--config")
-        if at + 1 == len(rest):
-            raise UserError("--config needs a file")
-        record = read_json(Path(rest[at + 1]))
-        if not isinstance(record, dict) or record.get("package") != "hnn":
-            raise UserError(f"{rest[at + 1]} is not the configuration of an hnn run")
-        return configs.from_json(Config, record.get("config")), None, rest[:at] + rest[at + 2 :]
-    return Config(), None, rest
-
-
 def train(args: Sequence[str]) -> None:
     if not args:
         raise UserError(f"which preset? choose from {', '.join(PRESETS)}")
-    base, where, rest = _base_config(args)
+    base, where, rest = configs.starting_point(PRESETS, "hnn", args, Config())
     chosen = configs.parse(Train(base), rest, "python -m hnn train PRESET")
     if chosen.resume and chosen.out is None and where is None:
         raise UserError("--resume needs --out RUN, the folder of the run to go on with")

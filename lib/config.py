@@ -7,10 +7,11 @@ import dataclasses
 import io
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
-from lib.run import UserError
+from lib.run import RunFolder, UserError, read_json
 
 T = TypeVar("T")
 
@@ -50,6 +51,35 @@ def _one_line(boxed: str, prog: str) -> str:
     if near and "Unrecognized" in message:
         message += f" (perhaps you meant {' or '.join(near[:2])})"
     return f"{message}; see {prog} --help"
+
+
+def starting_point(
+    presets: Mapping[str, T], package: str, args: Sequence[str], default: T | None = None
+) -> tuple[T, Path | None, list[str]]:
+    """(what a command of `package` starts from, the run folder that it is from, the arguments that are left).
+
+    `args` begin with the name of a preset or a run folder, or hold `--config FILE`; where they do neither, it is
+    `default`. Raises UserError for a name that is none of them, and where there is no default.
+    """
+    cls, rest = type(next(iter(presets.values()))), list(args)
+    if rest and not rest[0].startswith("-"):
+        name = rest.pop(0)
+        if name in presets:
+            return presets[name], None, rest
+        if (Path(name) / "config.json").exists():
+            return from_json(cls, RunFolder.open(Path(name), package)[1]), Path(name), rest
+        raise UserError(f"unknown preset {name!r}: choose from {', '.join(presets)}, or give a run folder")
+    if "--config" in rest:
+        at = rest.index("--config")
+        if at + 1 == len(rest):
+            raise UserError("--config needs a file")
+        record = read_json(Path(rest[at + 1]))
+        if not isinstance(record, dict) or record.get("package") != package:
+            raise UserError(f"{rest[at + 1]} is not the configuration of a run of {package}")
+        return from_json(cls, record.get("config")), None, rest[:at] + rest[at + 2 :]
+    if default is None:
+        raise UserError(f"which preset? choose from {', '.join(presets)}")
+    return default, None, rest
 
 
 def to_json(config: Any) -> dict[str, Any]:

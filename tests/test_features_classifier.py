@@ -290,7 +290,7 @@ def test_resumed_is_bit_identical(train_here, tmp_path, capsys):
 def test_the_recorded_command_repeats_the_configuration(preset):
     for config in (recipes.PRESETS[preset], dataclasses.replace(recipes.PRESETS[preset], lr=0.07, widths=(8, 16))):
         words = shlex.split(training.command_line(config))[4:]
-        base, _, rest = training._base_config(words)
+        base, _, rest = configs.starting_point(recipes.PRESETS, training.PACKAGE, words)
         assert configs.parse(training.Train(base), rest, "train").config == config
 
 

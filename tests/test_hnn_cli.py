@@ -337,8 +337,8 @@ CALLS = [
     ("train --config", "--config needs a file"),
     ("train --config absent.json", "absent.json: no such file"),
     ("train --config broken.json", "broken.json is not valid JSON"),
-    ("train --config list.json", "list.json is not the configuration of an hnn run"),
-    ("train --config foreign/config.json", "is not the configuration of an hnn run"),
+    ("train --config list.json", "list.json is not the configuration of a run of hnn"),
+    ("train --config foreign/config.json", "is not the configuration of a run of hnn"),
     ("train --config newer/config.json", "config.dropout: unknown field"),
     # Data
     ("train spring --data.path lacking.npz --out R", "lacks the array 'test_dy'"),

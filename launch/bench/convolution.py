@@ -10,13 +10,9 @@ the same work. The rounds of the variants are interleaved, so that other load on
 alike.
 """
 
-import argparse
-import importlib.util
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +20,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from launch.bench.rounds import interleaved, options, torch_with_all_cores
 from lib import conv
 from lib.data import FullBatch
 from lib.run import UserError, command, environment, write_json
@@ -113,34 +110,28 @@ def pytorch(params: dict, arrays: dict[str, np.ndarray], steps: int, *, channels
 
 
 def measure(variants: dict[str, Run], steps: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Per variant: median and minimum ms per step over interleaved rounds, warmed up, and the last loss."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    losses = {name: run() for name, run in variants.items()}
-    for _ in range(rounds):
-        for name, run in variants.items():
-            begin = time.perf_counter()
-            losses[name] = run()
-            times[name].append(1e3 * (time.perf_counter() - begin) / steps)
+    """Per variant: median and minimum ms per step, and the last loss."""
+    times, losses = interleaved(variants, rounds)
     return {
-        name: {"median_ms": statistics.median(ms), "minimum_ms": min(ms), "loss": losses[name]}
-        for name, ms in times.items()
+        name: {
+            "median_ms": 1e3 * statistics.median(s) / steps,
+            "minimum_ms": 1e3 * min(s) / steps,
+            "loss": losses[name],
+        }
+        for name, s in times.items()
     }
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m launch.bench.convolution", description=DESCRIPTION)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here as well")
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds per variant")
-    parser.add_argument("--steps", type=int, default=8, help="training steps per round")
-    args = parser.parse_args(argv)
-    if args.rounds < 1 or args.steps < 1:
-        raise UserError("--rounds and --steps must be at least 1")
-    if importlib.util.find_spec("torch") is None:
-        raise UserError('this benchmark compares with PyTorch: pip install -e ".[bench]"')
-    import torch
-
+    args = options(
+        argv,
+        "launch.bench.convolution",
+        DESCRIPTION,
+        rounds=(7, "interleaved rounds per variant"),
+        steps=(8, "training steps per round"),
+    )
+    torch = torch_with_all_cores()
     devices = cores()
-    torch.set_num_threads(devices)
     start(devices)
     params, arrays = problem()
     variants = {

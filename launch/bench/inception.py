@@ -9,19 +9,16 @@ one. The features of both are compared, so that both are known to have done the 
 so that other load on the machine meets all variants alike.
 """
 
-import argparse
-import importlib.util
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from launch.bench.rounds import interleaved, options, torch_with_all_cores
 from lib.features import inception
 from lib.run import UserError, command, environment, write_json
 from lib.shard import DATA, compiler_options, cores, make_mesh, place, start
@@ -117,14 +114,8 @@ def pytorch(arrays: dict[str, np.ndarray], images: np.ndarray, device: str, *, c
 
 
 def measure(variants: dict[str, Run], batch: int, rounds: int) -> tuple[dict[str, dict[str, float]], float]:
-    """(per variant features per second over interleaved rounds, warmed up; largest relative difference to ours)."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    features = {name: run() for name, run in variants.items()}
-    for _ in range(rounds):
-        for name, run in variants.items():
-            begin = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - begin)
+    """(per variant features per second; largest relative difference to ours)."""
+    times, features = interleaved(variants, rounds)
     rates = {
         name: {"median_per_s": batch / statistics.median(s), "best_per_s": batch / min(s)} for name, s in times.items()
     }
@@ -133,18 +124,14 @@ def measure(variants: dict[str, Run], batch: int, rounds: int) -> tuple[dict[str
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m launch.bench.inception", description=DESCRIPTION)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here as well")
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds per variant")
-    parser.add_argument("--batch", type=int, default=32, help="images per round")
-    args = parser.parse_args(argv)
-    if args.rounds < 1 or args.batch < 1:
-        raise UserError("--rounds and --batch must be at least 1")
-    if importlib.util.find_spec("torch") is None:
-        raise UserError('this benchmark compares with PyTorch: pip install -e ".[bench]"')
-    import torch
-
-    torch.set_num_threads(cores())
+    args = options(
+        argv,
+        "launch.bench.inception",
+        DESCRIPTION,
+        rounds=(7, "interleaved rounds per variant"),
+        batch=(32, "images per round"),
+    )
+    torch = torch_with_all_cores()
     start()
     gpu = jax.default_backend() == "gpu"
     if gpu and not torch.cuda.is_available():

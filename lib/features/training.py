@@ -30,6 +30,7 @@ from lib.features import classifier
 from lib.features.augment import augment
 from lib.features.calibration import fit_temperature, score
 from lib.features.classifier import Design
+from lib.features.net import outputs
 from lib.features.recipes import PRESETS, Config
 from lib.report import Page, text_table
 from lib.run import RunFolder, UserError, read_json, write_bytes, write_json, write_text
@@ -218,18 +219,10 @@ def _compact(record: dict[str, Any]) -> str:
 
 def classifier_outputs(path: Path, pixels: np.ndarray, batch_size: int = 500) -> tuple[np.ndarray, str]:
     """(logits float32 [n, classes], hash of the weights), the batch spread over this process's devices."""
-    from jax.sharding import PartitionSpec as P
-
-    net, mesh = classifier.read(path), shard.local_mesh()
-    each = jax.shard_map(net.apply, mesh=mesh, in_specs=(P(), P(shard.DATA)), out_specs=P(shard.DATA))
-    run = jax.jit(each, compiler_options=shard.compiler_options(mesh))
-    rows = -(-min(batch_size, len(pixels)) // mesh.size) * mesh.size
-    out = []
-    for first in range(0, len(pixels), rows):
-        part = pixels[first : first + rows]
-        padded = np.concatenate([part, np.zeros((rows - len(part), *part.shape[1:]), np.uint8)])
-        out.append(np.asarray(run(net.params, shard.place(padded, mesh, P(shard.DATA))).logits)[: len(part)])
-    return np.concatenate(out), net.weights_sha256
+    net = classifier.read(path)
+    batches = (pixels[first : first + batch_size] for first in range(0, len(pixels), batch_size))
+    found = outputs(net, batches, batch_size=batch_size, mesh=shard.local_mesh())
+    return np.concatenate([logits for _, logits in found]), net.weights_sha256
 
 
 def command_line(config: Config) -> str:
@@ -279,7 +272,7 @@ def main(args: Sequence[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(HELP)
         return
-    base, where, rest = _base_config(args)
+    base, where, rest = configs.starting_point(PRESETS, PACKAGE, args)
     chosen = configs.parse(Train(base), rest, f"python -m {PACKAGE} train PRESET")
     config = chosen.config
     out = chosen.out or where or Path("runs") / f"features-{config.name}"
@@ -300,24 +293,3 @@ def _say_result(record: dict[str, Any], folder: RunFolder) -> None:
     columns = ("", *record["test"])
     rows = [(part, *(f"{x:.5g}" for x in record[part].values())) for part in ("test", "validation")]
     print(f"\n{text_table(columns, rows)}\n\n{folder.path / record['name']}.safetensors\n{folder.path / 'report.html'}")
-
-
-def _base_config(args: Sequence[str]) -> tuple[Config, Path | None, list[str]]:
-    """The configuration to start from (preset, run folder or --config FILE), the folder, and what is left."""
-    rest = list(args)
-    if not rest[0].startswith("-"):
-        name = rest.pop(0)
-        if name in PRESETS:
-            return PRESETS[name], None, rest
-        if (Path(name) / "config.json").exists():
-            return configs.from_json(Config, RunFolder.open(Path(name), PACKAGE)[1]), Path(name), rest
-        raise UserError(f"unknown preset {name!r}: choose from {', '.join(PRESETS)}, or give a run folder")
-    if "--config" in rest:
-        at = rest.index("--config")
-        if at + 1 == len(rest):
-            raise UserError("--config needs a file")
-        record = read_json(Path(rest[at + 1]))
-        if not isinstance(record, dict) or record.get("package") != PACKAGE:
-            raise UserError(f"{rest[at + 1]} is not the configuration of such a run")
-        return configs.from_json(Config, record.get("config")), None, rest[:at] + rest[at + 2 :]
-    raise UserError(f"which preset? choose from {', '.join(PRESETS)}")

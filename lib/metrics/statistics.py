@@ -6,25 +6,20 @@ Memory does not grow with the number of images beyond one index per image.
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
-from lib.features.net import FeatureNet
+from lib.features.net import FeatureNet, outputs
 from lib.metrics.images import Images
 from lib.metrics.inception_score import InceptionSums
 from lib.run import UserError
-from lib.shard import DATA, compile_step, fetch, make_mesh, place
+from lib.shard import make_mesh
 
 SPLITS = 10
 SAMPLE_SEED = 0
 _ROWS_PER_MERGE = 1024
-_IN_FLIGHT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +98,15 @@ def summarize(
     """
     check_fits(images, net)
     mesh = mesh or make_mesh()
+    if batch_size is None:
+        # A net that resizes does it to hundreds of pixels; the small ones would be held up by small batches.
+        batch_size = 256 if net.sizes_px is not None else 16 * mesh.size
     moments = Moments(net.dimension)
     sums = InceptionSums(images.count, SPLITS, net.classes) if images.count >= SPLITS else None
     rows = sample_rows(images.count, max_features)
     kept = np.empty((len(rows), net.dimension), np.float32)
     done = filled = 0
-    for pool, logits in extract(images, net, batch_size=batch_size, mesh=mesh):
+    for pool, logits in outputs(net, images.batches(batch_size), batch_size=batch_size, mesh=mesh):
         finite = np.isfinite(pool).all(1) & np.isfinite(logits).all(1)
         if not finite.all():
             first = done + int(np.argmin(finite))
@@ -138,40 +136,3 @@ def check_fits(images: Images, net: FeatureNet) -> None:
     if net.sizes_px is not None and not (height == width and height in net.sizes_px):
         sizes = " or ".join(f"{s} x {s}" for s in net.sizes_px)
         raise UserError(f"{net.name} takes {sizes} pixels, the images of {images.label} have {height} x {width}")
-
-
-def extract(
-    images: Images, net: FeatureNet, *, batch_size: int | None, mesh: Mesh
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(pool, logits) float32 of all images in order, each exactly once, a batch at a time.
-
-    The last batch is filled up with copies of its last image, whose features are cut off again.
-    """
-    if batch_size is None:
-        # A net that resizes does it to hundreds of pixels; the small ones would be held up by small batches.
-        batch_size = 256 if net.sizes_px is not None else 16 * mesh.size
-    batch_size = -(-batch_size // mesh.size) * mesh.size
-    repeat = net.channels // images.shape[2]
-
-    def body(nothing: tuple, params: Any, pixels: jax.Array) -> tuple[tuple, Any]:
-        return nothing, net.apply(params, pixels.repeat(repeat, axis=3))
-
-    how = "jit" if mesh.size == 1 else "shard_map"
-    apply = compile_step(body, mesh, how, in_specs=(P(), P(), P(DATA)), out_specs=(P(), P(DATA)))
-    params = place(net.params, mesh)
-
-    def finished(pending: tuple[int, Any]) -> tuple[np.ndarray, np.ndarray]:
-        count, device = pending
-        pool, logits = fetch(device)
-        return pool[:count], logits[:count]
-
-    in_flight: deque[tuple[int, Any]] = deque()
-    for pixels in images.batches(batch_size):
-        count = len(pixels)
-        if count < batch_size:
-            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], batch_size - count, axis=0)])
-        in_flight.append((count, apply((), params, place(pixels, mesh, P(DATA)))[1]))
-        if len(in_flight) == _IN_FLIGHT:  # the next batch is read while this one is computed
-            yield finished(in_flight.popleft())
-    while in_flight:
-        yield finished(in_flight.popleft())
