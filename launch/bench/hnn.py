@@ -43,7 +43,9 @@ THREADS = (1, 2)
 TRAINING_BARS = {"spring": 2.5, "pendulum": 2.5, "two_body": 4.0}
 ROLLOUT_BAR = 15.0
 TIME_TO_LOSS_BAR = 8.0
-STEPS_PER_BLOCK = 300
+STEPS_PER_BLOCK = 100
+BLOCKS_PER_ROUND = 3
+PAUSE_S = 0.3  # before a block: OpenMP's threads, which spin for a while after their work, are asleep by then
 ROLLOUT_TRAINING_STEPS = 2000
 MAX_STEPS_TO_LOSS = 20_000
 SCHEDULES = (800, 1000, 1200, 1400, 1600, 1800, 2000, 2500, 3000, 4000, 5000)
@@ -114,9 +116,11 @@ def training(child: Child, arrays: list[np.ndarray], recipe: Numbers, model: str
         next(variant)
     child.ask("train_block", model=model, steps=STEPS_PER_BLOCK)
     seconds: dict[Any, list[float]] = {key: [] for key in ("ours", *variants)}
-    for _ in range(rounds):
+    for _ in range(rounds * BLOCKS_PER_ROUND):
+        time.sleep(PAUSE_S)
         seconds["ours"].append(child.ask("train_block", model=model, steps=STEPS_PER_BLOCK)["seconds"])
         for (threads, shipped), variant in variants.items():
+            time.sleep(PAUSE_S)
             torch.set_num_threads(threads)
             seconds[threads, shipped].append(next(variant))
     medians = {key: statistics.median(values) for key, values in seconds.items()}

@@ -24,7 +24,7 @@ class Config:
     """channels per level; the last one is the number of features"""
     head: Literal["softmax", "sigmoid"] = "softmax"
     """one answer, or one-vs-rest"""
-    steps: int = 1600
+    steps: int = 2800
     """updates"""
     batch_size: int = 256
     """images per step"""
