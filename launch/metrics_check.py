@@ -60,7 +60,9 @@ def main(args: Sequence[str]) -> None:
             found[name][label] = measure(real, images, instrument, progress=_bar)
     options.out.mkdir(parents=True, exist_ok=True)
     plot(found["cifar10"], options.out / "metrics.png")
-    command = " ".join(["python -m launch reproduce metrics", *args])
+    command = "python -m launch reproduce metrics"
+    if options.images != Check.images:
+        command += f" --images {options.images}"
     record = {"command": command, "environment": {k: v for k, v in environment().items() if k != "argv"}}
     numbers = {name: {label: to_json(results) for label, results in of.items()} for name, of in found.items()}
     write_json(options.out / "metrics.json", record | {"results": numbers})

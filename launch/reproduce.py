@@ -48,7 +48,10 @@ def main(args: Sequence[str]) -> None:
             "original_recipe": _run(f"{task}_original", options.runs),
             "ours": _run(task, options.runs),
         }
-    command = " ".join(["python -m launch reproduce", *args])
+    # Without --runs and --out, which are places on one machine.
+    command = "python -m launch reproduce hnn"
+    if options.tasks != tuple(HNN):
+        command += " ".join([" --tasks", *options.tasks])
     options.out.mkdir(parents=True, exist_ok=True)
     runs = {
         preset: _environment(options.runs / preset) for task in options.tasks for preset in (task, f"{task}_original")
