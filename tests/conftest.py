@@ -1,5 +1,6 @@
 """Tests run on four CPU devices, so that every mesh code path is exercised on a laptop."""
 
+import gc
 import os
 import subprocess
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 _FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_experimental_ynn_fusion_type="
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 jax.config.update("jax_num_cpu_devices", 4)
+# Traces are millions of objects that live to the end: looking through all of them again and again is time lost.
+gc.set_threshold(200_000, 50, 100)
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 if _SHARED.is_dir():

@@ -261,6 +261,7 @@ def train_here(monkeypatch):
     return lambda *args: training.main([word for arg in args for word in shlex.split(str(arg))])
 
 
+@pytest.mark.slow
 def test_resumed_is_bit_identical(train_here, tmp_path, capsys):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     train_here("digits", TINY, "--out", straight)

@@ -112,6 +112,7 @@ def study(tmp_path_factory):
     return prepared(tmp_path_factory.mktemp("short"), SHORT)
 
 
+@pytest.mark.slow
 def test_kills_do_not_change_a_bit(study):
     run, chance = study.folder / "killed", random.Random(1)
     lines = len(log_of(study.folder / "straight"))

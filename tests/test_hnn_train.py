@@ -120,6 +120,7 @@ LOSSES = {"train_loss", "test_loss"}
 FIELD_METRICS = LOSSES | METRICS | {"reversal_error", "energy_mse_original_recipe"}
 
 
+@pytest.mark.slow
 def test_names_of_the_numbers(spring_run, other_run):
     numbers = numbers_of(spring_run[0])
     assert isinstance(numbers.pop("protocol"), str)
@@ -211,6 +212,7 @@ def arrays_of(path):
         return dict(file)
 
 
+@pytest.mark.slow
 def test_rollout_of_every_model_starts_where_it_is_told(call, folder, other_run):
     for name in ("separable", "hnn_rollout", "dissipative", "lstm"):
         out = call(f"rollout {other_run} --model {name} --y0 0.6 -0.2 --t-end 1.5 --points 7 --out {folder}/{name}.npz")
@@ -227,6 +229,7 @@ def test_rollout_of_every_model_starts_where_it_is_told(call, folder, other_run)
     assert not list(folder.glob("*partial*"))
 
 
+@pytest.mark.slow
 def test_rollout_with_fixed_steps(call, folder, other_run):
     line = f"rollout {other_run} --model separable --y0 0.6 -0.2 --t-end 1.5 --points 7 --out {folder}/r.npz"
     call(line)
