@@ -1,0 +1,80 @@
+"""What networks share: how they see the noise level and the class, and dropout; and the network for few numbers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import ndtri
+
+from ncsn.initial import constant, normal, xavier
+
+Features = Literal["positional", "fourier"]
+
+
+class Embedding(nn.Module):
+    """c_noise [b], label int [b] | None -> [b, 4 width], float32.
+
+    "positional" features are smooth in c_noise (frequencies from 1 down to 1e-4, DDPM's), "fourier" ones have
+    frequencies up to about 2 `scale` turns per unit (NCSN++'s, with the quantiles of a Gaussian in place of draws).
+    """
+
+    width: int
+    classes: int
+    features: Features
+    scale: float = 16.0
+
+    @nn.compact
+    def __call__(self, c_noise: jax.Array, label: jax.Array | None) -> jax.Array:
+        half = self.width // 2
+        if self.features == "positional":
+            frequencies = 1e4 ** -(np.arange(half) / max(half - 1, 1))
+        else:
+            frequencies = 2 * np.pi * self.scale * ndtri(0.5 + 0.5 * (np.arange(half) + 0.5) / half)
+        angle = c_noise[:, None] * frequencies.astype(np.float32)
+        h = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+        if self.classes:
+            # A row per class and one for "no class"; as large as the features.
+            rows = normal(0.5**0.5)
+            h = h + nn.Embed(self.classes + 1, h.shape[-1], embedding_init=rows, name="label")(label)
+        for name in ("dense1", "dense2"):
+            h = nn.silu(nn.Dense(4 * self.width, kernel_init=xavier(), name=name)(h))
+        return h
+
+
+def dropout(x: jax.Array, keys: jax.Array | None, rate: float, layer: int) -> jax.Array:
+    """x [b, ...] with a fraction `rate` of each row set to zero by the row's own key [b]; None: x."""
+    if keys is None or not rate:
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+class MLP(nn.Module):
+    """x [b, d] -> float32 [b, d] through residual SiLU layers that the noise level and the class scale and shift."""
+
+    width: int = 128
+    layers: int = 3
+    classes: int = 0
+    features: Features = "positional"
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, c_noise: jax.Array, label: jax.Array | None = None, keys: jax.Array | None = None
+    ) -> jax.Array:
+        condition = Embedding(self.width, self.classes, self.features, name="embedding")(c_noise, label)
+        outputs = x.shape[-1]
+        h = nn.Dense(self.width, kernel_init=xavier(), dtype=self.dtype, name="begin")(x)
+        for i in range(self.layers):
+            scale, shift = jnp.split(
+                nn.Dense(2 * self.width, kernel_init=xavier(), name=f"condition{i}")(condition), 2, -1
+            )
+            y = nn.silu(h * (1 + scale) + shift)
+            y = nn.Dense(self.width, kernel_init=xavier(), dtype=self.dtype, name=f"dense{i}")(y)
+            h = h + dropout(y, keys, self.dropout, i)
+        return nn.Dense(outputs, kernel_init=constant(0), name="end")(nn.silu(h.astype(jnp.float32)))
