@@ -32,6 +32,7 @@ import numpy as np
 from lib.run import UserError
 from ncsn.blocks import MLP
 from ncsn.initial import initialised
+from ncsn.noise import expand
 from ncsn.refinenet import RefineNet
 from ncsn.unet import UNet
 
@@ -190,7 +191,7 @@ def _per_example(sigma: jax.Array | float, x: jax.Array) -> jax.Array:
 
 def _spread(sigma: jax.Array | float, x: jax.Array) -> jax.Array:
     """[b, 1, ...], to be multiplied with x."""
-    return _per_example(sigma, x).reshape(-1, *[1] * (x.ndim - 1))
+    return expand(_per_example(sigma, x), x)
 
 
 def _labels(label: jax.Array | int | None, x: jax.Array, classes: int) -> jax.Array | None:

@@ -20,7 +20,7 @@ from ncsn.langevin import (
     predictor_corrector,
     reverse_diffusion,
 )
-from ncsn.noise import geometric
+from ncsn.noise import expand, geometric
 from ncsn.samplers import NOISE, fixed, normal, uniform
 from ncsn.sde import VE, VP, SubVP
 from ncsn.underdamped import underdamped_langevin
@@ -93,11 +93,12 @@ def test_mean_and_covariance_of_a_gaussian(name):
 
 
 def test_steps_by_norms_recover_a_gaussian_of_many_dimensions():
-    score = gaussian_score(np.zeros(64), np.eye(64))
+    """In 64 dimensions the variance would be 4 % too large: the rule's own bias falls with their number."""
     grid = ladder(with_zero(geometric(20, 0.05, 100)))
-    x, info = chain(predictor_corrector(score, reverse_diffusion(grid), by_norms(0.05)), 256, (64,))
+    sampler = predictor_corrector(lambda x, sigma: -x / (1 + expand(sigma, x) ** 2), ancestral(grid), by_norms())
+    x, info = chain(sampler, 32, (1024,))
     assert abs(np.mean(x**2) - 1) < 3 * np.sqrt(2 / x.size)
-    assert info.nfe.sum(axis=0).tolist() == [200] * 256
+    assert info.nfe.sum(axis=0).tolist() == [200] * 32
 
 
 def test_a_sample_does_not_depend_on_its_company():
