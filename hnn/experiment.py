@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -31,7 +30,8 @@ from hnn.loss import derivative_matching, latent_dynamics, next_observation
 from hnn.pixels import SIZE_PX
 from hnn.shooting import multiple_shooting, segments, shooting_optimizer
 from hnn.systems import SYSTEMS
-from lib.checkpoint import Checkpoints
+from lib import checkpoint
+from lib.checkpoint import Checkpoints, restore_finished
 from lib.data import FullBatch, Resident, Source, Windows
 from lib.run import RunFolder, UserError
 from lib.shard import REPLICA, cores, fetch, make_mesh, place
@@ -274,13 +274,7 @@ def train(
 def check_finished(config: Config, folder: RunFolder, names: Iterable[str]) -> None:
     """Raises UserError where a model has no checkpoint of its last step; reads no array."""
     for name in names:
-        if not (folder.checkpoints / name).is_dir():
-            raise UserError(f"{folder.path} holds no trained {name}: train it first")
-        with Checkpoints(folder.checkpoints / name) as checkpoints:
-            if max(checkpoints.steps(), default=0) < getattr(config, optim_field(name, config)).steps:
-                raise UserError(
-                    f"{folder.path}: the training of {name} is not finished; continue it with train --resume"
-                )
+        checkpoint.check_finished(folder.checkpoints / name, getattr(config, optim_field(name, config)).steps)
 
 
 def load_trained(
@@ -290,22 +284,9 @@ def load_trained(
     out = {}
     for name in names:
         study = recipe(name, config, data)
-        like = _abstract(functools.partial(start_state, config, study))
-        with Checkpoints(folder.checkpoints / name) as checkpoints, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the error says it
-            state = checkpoints.restore(like)
-        if state is None or int(np.max(state.step)) < study.steps:
-            raise UserError(
-                f"{folder.checkpoints / name}: the last checkpoint is damaged; train --resume makes it anew"
-            )
-        out[name] = _trained(name, config, state)
+        start = functools.partial(start_state, config, study)
+        out[name] = _trained(name, config, restore_finished(folder.checkpoints / name, start, study.steps))
     return out
-
-
-def _abstract(build: Callable[[], State]) -> State:
-    """Shapes and types of a state on the first device, without computing it."""
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), jax.eval_shape(build))
 
 
 def _trained(name: str, config: Config, state: State) -> Trained:

@@ -134,6 +134,32 @@ class Checkpoints:
         self.close()
 
 
+def check_finished(folder: Path, steps: int) -> None:
+    """Raises UserError where RUN/checkpoints/NAME has no checkpoint of the last of `steps` steps; reads no array."""
+    run, name = folder.parent.parent, folder.name
+    if not folder.is_dir():
+        raise UserError(f"{run} holds no trained {name}: train it first")
+    with Checkpoints(folder) as checkpoints:
+        if max(checkpoints.steps(), default=0) < steps:
+            raise UserError(f"{run}: the training of {name} is not finished; continue it with train --resume")
+
+
+def restore_finished(folder: Path, build: Callable[[], Any], steps: int) -> Any:
+    """The state after the last of `steps` steps, on the first device, like the one that `build()` would compute.
+
+    Raises UserError as `check_finished` does, and where the last checkpoint is damaged.
+    """
+    check_finished(folder, steps)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), jax.eval_shape(build))
+    with Checkpoints(folder) as checkpoints, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the error says it
+        state = checkpoints.restore(like)
+    if state is None or int(np.max(state.step)) < steps:
+        raise UserError(f"{folder}: the last checkpoint is damaged; train --resume makes it anew")
+    return state
+
+
 def _without_late_replies(hook: Callable[[Any], object]) -> Callable[[Any], object]:
     """When one array cannot be read, Orbax closes its event loop; Python would print a traceback for every other.
 

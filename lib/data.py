@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -228,6 +228,23 @@ def load_tfds(name: str, split: str) -> dict[str, np.ndarray]:
     Raises UserError where it is absent or damaged.
     """
     return _all_rows(tfds_rows(name, split))
+
+
+def load_labelled(name: str, split: Literal["train", "test"]) -> dict[str, np.ndarray]:
+    """{"image": uint8 [n, h, w, c], "label": int32 [n]} of "digits" or of a prepared TFDS data set, e.g. "mnist".
+
+    The digits are those inside scikit-learn, 0..16 stretched to 0..255; a fixed random fifth of them (360) is "test".
+    """
+    if name != "digits":
+        rows = load_tfds(name, split)
+        return {"image": rows["image"], "label": rows["label"].astype(np.int32)}
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    image = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    order = np.random.Generator(np.random.Philox(0)).permutation(len(labels))
+    chosen = order[:360] if split == "test" else order[360:]
+    return {"image": image[chosen], "label": labels[chosen].astype(np.int32)}
 
 
 def _all_rows(rows: TfdsRows) -> dict[str, np.ndarray]:

@@ -56,8 +56,12 @@ def init_state(params: Any, tx: optax.GradientTransformation, key: jax.Array, *,
     return State(jnp.zeros((), jnp.int32), params, tx.init(params), average, (), key)
 
 
-def make_step(loss: Loss, tx: optax.GradientTransformation, *, ema_decay: float | None = None) -> Step:
+def make_step(
+    loss: Loss, tx: optax.GradientTransformation, *, ema_decay: float | optax.Schedule | None = None
+) -> Step:
     """The plain training step: gradient of `loss(params, batch, key) -> (scalar, metrics)`, then `tx`.
+
+    `ema_decay`: of the average of parameters, a number or a function of the step.
 
     `key` is `fold_in(state.key, state.step)`; per-example keys come from `lib.shard.example_keys`. Inside a data
     axis the gradient is the mean over devices.
@@ -72,10 +76,16 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, *, ema_decay: float 
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
-            ema = optax.incremental_update(params, ema, 1 - ema_decay)
+            decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
+            ema = optax.incremental_update(params, ema, 1 - decay)
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
     return step
+
+
+def warmed_up(decay: float) -> optax.Schedule:
+    """A decay of averages that rises to `decay`, so that a short training does not remember its initial weights."""
+    return lambda step: jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
 def compile_chunk(

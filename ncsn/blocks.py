@@ -67,7 +67,8 @@ class MLP(nn.Module):
     def __call__(
         self, x: jax.Array, c_noise: jax.Array, label: jax.Array | None = None, keys: jax.Array | None = None
     ) -> jax.Array:
-        condition = Embedding(self.width, self.classes, self.features, name="embedding")(c_noise, label)
+        # A quarter of the width: an embedding has four times as many numbers as it is told.
+        condition = Embedding(self.width // 4, self.classes, self.features, name="embedding")(c_noise, label)
         outputs = x.shape[-1]
         h = nn.Dense(self.width, kernel_init=xavier(), dtype=self.dtype, name="begin")(x)
         for i in range(self.layers):

@@ -73,6 +73,7 @@ class Diagnostics(NamedTuple):
     step_size: np.ndarray  # float64 [steps], mean over samples
     nfe: np.ndarray  # int [count]: evaluations that each sample needed
     frames: np.ndarray | None  # [count, frames, *shape]: x along the chain, the last frame being the sample
+    noisy: np.ndarray | None  # [count, *shape]: x before the last step, which is the one that removes the noise
 
 
 def normal(keys: jax.Array, shape: tuple[int, ...], *path: Any) -> jax.Array:
@@ -90,9 +91,9 @@ def _folded(key: jax.Array, path: tuple[Any, ...]) -> jax.Array:
 START, VELOCITY, NOISE, CORRECTION, CONSTRAINT, BROWNIAN, PROBE = range(7)
 
 
-def gaussian(std: float) -> Start:
-    """Start from N(0, std^2 I)."""
-    return lambda keys, shape: std * normal(keys, shape, START)
+def gaussian(std: float, mean: float = 0.0) -> Start:
+    """Start from N(mean, std^2 I)."""
+    return lambda keys, shape: mean + std * normal(keys, shape, START)
 
 
 def uniform(low: float, high: float) -> Start:
@@ -182,7 +183,7 @@ class Draw(Protocol):
 
 
 def compile_sampler(
-    build: Build, shape: tuple[int, ...], mesh: Mesh, *, width: int | None = None, frames: int = 0
+    build: Build, shape: tuple[int, ...], mesh: Mesh, *, width: int | None = None, frames: int = 0, noisy: bool = False
 ) -> Draw:
     """Compiles `draw(params, key, count, rows) -> (samples [count, *shape], Diagnostics)`.
 
@@ -191,8 +192,8 @@ def compile_sampler(
     are those with the numbers first, first + 1, ...: asking for them in parts gives the same ones. Long chains are
     dispatched in equal pieces of one compiled program, between which the progress bar moves.
 
-    `frames`: how many states along the chain to keep, evenly spaced. Raises UserError where that is more than there
-    are steps, and where arguments make no sense.
+    `frames`: how many states along the chain to keep, evenly spaced; `noisy`: keep the one before the last step. Raises
+    UserError where there are more frames than steps, and where arguments make no sense.
     """
     width = width or default_width(shape, mesh)
     if frames < 0 or width < 1:
@@ -201,18 +202,20 @@ def compile_sampler(
     def begin(params: Any, key: jax.Array, indices: jax.Array, rows: Any) -> tuple[jax.Array, Any]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
         state = build(params, rows).init(keys, shape)
-        return keys, (state, jnp.zeros((width, frames, *shape), state.x.dtype))
+        return keys, (state, jnp.zeros((width, frames, *shape), state.x.dtype), state.x if noisy else ())
 
     def advance(carry: Any, params: Any, keys: jax.Array, rows: Any, numbers: jax.Array) -> tuple[Any, Info]:
         sampler = build(params, rows)
         steps = len(sampler.levels) - 1
 
         def one(carry: Any, i: jax.Array) -> tuple[Any, Info]:
-            state, film = carry
+            state, film, before = carry
+            if noisy:
+                before = jnp.where(i == steps - 1, state.x, before)
             state, told = sampler.step(keys, i, state)
             if frames:  # every step overwrites its frame, so the last step of each frame is what remains
                 film = jax.lax.dynamic_update_index_in_dim(film, state.x, i * frames // steps, axis=1)
-            return (state, film), told
+            return (state, film, before), told
 
         carry, told = jax.lax.scan(one, carry, numbers)
         return carry, jax.tree.map(lambda a: a.T, told)  # [width, steps]
@@ -230,7 +233,7 @@ def compile_sampler(
             raise UserError(f"{frames} frames of a chain of {steps} steps: ask for {steps} at most")
         pieces = [place(numbers, mesh) for numbers in np.split(np.arange(steps), _pieces(steps))]
         totals = np.zeros((2, steps))
-        xs, films, nfes = [], [], []
+        xs, films, befores, nfes = [], [], [], []
         with _bar(progress, len(blocks) * steps) as bar:
             for indices, block_rows, wanted in blocks:
                 keys, carry = begin_all(params, key, indices, block_rows)
@@ -241,17 +244,17 @@ def compile_sampler(
                     if not bar.disable:
                         jax.block_until_ready(piece.nfe)
                         bar.update(numbers.size)
-                state, film = carry
-                x, film, told = fetch((state.x, film, told))
+                state, film, before = carry
+                x, film, before, told = fetch((state.x, film, before, told))
                 each = Info(*(np.concatenate(parts, axis=1)[wanted] for parts in zip(*told, strict=True)))
                 xs.append(x[wanted])
                 films.append(film[wanted])
+                befores.append(before[wanted] if noisy else ())
                 nfes.append(each.nfe.sum(axis=1))
                 totals += [each.score_norm.sum(axis=0, dtype=np.float64), each.step_size.sum(axis=0, dtype=np.float64)]
         norm, size = totals / count
-        return np.concatenate(xs), Diagnostics(
-            norm, size, np.concatenate(nfes), np.concatenate(films) if frames else None
-        )
+        film, before = (np.concatenate(parts) if kept else None for parts, kept in ((films, frames), (befores, noisy)))
+        return np.concatenate(xs), Diagnostics(norm, size, np.concatenate(nfes), film, before)
 
     return draw
 

@@ -91,7 +91,8 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """x [b, h, w, c] -> float32 [b, h, w, c]; h and w must halve as often as there are multipliers but one.
+    """x [b, h, w, c] -> float32 [b, h, w, c]; h and w must halve as often as there are multipliers but one, and
+    divide by `patch_px` before.
 
     `edm` makes a `ScoreModel` of it. DDPM++ of EDM for CIFAR-10: UNet(128, (2, 2, 2), blocks=4, attention=(16,),
     conditioning="additive", dropout=0.13). Raises UserError where the sizes do not divide.
@@ -106,6 +107,8 @@ class UNet(nn.Module):
     attention: tuple[int, ...] = ()
     """heights at which blocks attend; if there is any, the middle attends too"""
     heads: int = 1
+    patch_px: int = 1
+    """pixels are gathered in squares of this side, whose numbers are the channels of the first convolution"""
     classes: int = 0
     features: Features = "positional"
     conditioning: Literal["film", "additive"] = "film"
@@ -117,9 +120,10 @@ class UNet(nn.Module):
         self, x: jax.Array, c_noise: jax.Array, label: jax.Array | None = None, keys: jax.Array | None = None
     ) -> jax.Array:
         condition = Embedding(self.width, self.classes, self.features, name="embedding")(c_noise, label)
-        channels, widths = x.shape[-1], [self.width * m for m in self.multipliers]
+        widths = [self.width * m for m in self.multipliers]
         self._check(x.shape, widths)
-        layer = 0
+        x = gather(x, self.patch_px)
+        channels, layer = x.shape[-1], 0
 
         def block(h: jax.Array, features: int, resize: Any = None, attend: bool = False) -> jax.Array:
             nonlocal layer
@@ -145,14 +149,28 @@ class UNet(nn.Module):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = block(h, features, attend=i == self.blocks and h.shape[1] in self.attention)
         h = nn.silu(GroupNorm(name="norm")(h.astype(jnp.float32)))
-        return Conv(channels, (3, 3), kernel_init=constant(0), name="end")(h)
+        return scatter(Conv(channels, (3, 3), kernel_init=constant(0), name="end")(h), self.patch_px)
 
     def _check(self, shape: tuple[int, ...], widths: list[int]) -> None:
-        times = 2 ** (len(widths) - 1)
+        times = self.patch_px * 2 ** (len(widths) - 1)
         if shape[1] % times or shape[2] % times:
             raise UserError(f"{len(widths)} resolutions need a height and width that {times} divides, not {shape[1:3]}")
         if self.attention and any(width % self.heads for width in widths):
             raise UserError(f"{self.heads} heads do not divide the channels {widths}")
+
+
+def gather(x: jax.Array, px: int) -> jax.Array:
+    """[b, px h, px w, c] -> [b, h, w, px px c]; `scatter` is the inverse."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // px, px, w // px, px, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // px, w // px, px * px * c)
+
+
+def scatter(x: jax.Array, px: int) -> jax.Array:
+    """[b, h, w, px px c] -> [b, px h, px w, c]."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, px, px, c // px**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * px, w * px, c // px**2)
 
 
 def enlarge(x: jax.Array) -> jax.Array:

@@ -35,7 +35,7 @@ def record(name):
 
 @functools.cache
 def images_of(data):
-    return training.images(data, "test")
+    return load_labelled(data, "test")
 
 
 def tiny(**changes) -> recipes.Config:
@@ -207,7 +207,7 @@ def test_likelihoods_by_hand():
 def test_devices_do_not_change_a_step():
     """Gradients and the statistics of batch norm are those of the whole batch on any number of devices."""
     config = tiny(head="sigmoid", cutout_px=3, flip=True)
-    rows = training.images("digits", "train")
+    rows = load_labelled("digits", "train")
     design, tx = training.design_of(config, (8, 8, 1)), training.optimizer(config)
     state = training.start_state(config, design, rows, tx)
     step, source = training.make_step(config, design, tx), Resident(rows, config.batch_size)
@@ -321,7 +321,7 @@ def test_missing_data_are_named(train_here, tmp_path, monkeypatch):
 
 
 def test_digits_are_split_once():
-    train, test = (training.images("digits", split) for split in ("train", "test"))
+    train, test = (load_labelled("digits", split) for split in ("train", "test"))
     assert train["image"].shape == (1437, 8, 8, 1) and test["image"].shape == (360, 8, 8, 1)
     assert train["image"].dtype == np.uint8 and train["image"].max() == 255
     rows = {tuple(image.ravel()) for image in train["image"]}

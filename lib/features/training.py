@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from lib import config as configs
 from lib import plot, shard
 from lib.checkpoint import Checkpoints
-from lib.data import Resident, load_tfds
+from lib.data import Resident, load_labelled
 from lib.features import classifier
 from lib.features.augment import augment
 from lib.features.calibration import fit_temperature, score
@@ -51,23 +51,6 @@ class Train:
     """go on with the run in --out"""
     devices: int | None = None
     """devices to spread the batch over (default: all; on a CPU one per core)"""
-
-
-def images(data: str, split: Literal["train", "test"]) -> dict[str, np.ndarray]:
-    """{"image": uint8 [n, h, w, c], "label": int32 [n]}.
-
-    The digits are those inside scikit-learn, 0..16 stretched to 0..255; a fixed random fifth of them (360) is "test".
-    """
-    if data != "digits":
-        rows = load_tfds(data, split)
-        return {"image": rows["image"], "label": rows["label"].astype(np.int32)}
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    image = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    order = np.random.Generator(np.random.Philox(0)).permutation(len(labels))
-    chosen = order[:360] if split == "test" else order[360:]
-    return {"image": image[chosen], "label": labels[chosen].astype(np.int32)}
 
 
 def split_holdout(rows: dict[str, np.ndarray], count: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -183,7 +166,7 @@ def finish(
     variables = {**variables, "params": {**variables["params"], "Dense_0": cooled}}
     write_bytes(path, classifier.serialize(design, variables))
 
-    tested = images(config.data, "test")
+    tested = load_labelled(config.data, "test")
     count = len(heldout["label"])
     logits, sha256 = classifier_outputs(path, np.concatenate([heldout["image"], tested["image"]]))
     validation = score(logits[:count], heldout["label"], design.head)
@@ -278,7 +261,7 @@ def main(args: Sequence[str]) -> None:
     out = chosen.out or where or Path("runs") / f"features-{config.name}"
     shard.start()
     mesh = shard.make_mesh(chosen.devices)
-    rows, heldout = split_holdout(images(config.data, "train"), config.holdout)
+    rows, heldout = split_holdout(load_labelled(config.data, "train"), config.holdout)
     with RunFolder.start(
         out, PACKAGE, configs.to_json(config), resume=chosen.resume, primary=shard.primary()
     ) as folder:

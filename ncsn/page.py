@@ -1,0 +1,108 @@
+"""From a trained run to its numbers, pictures and report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from lib import plot
+from lib.report import Page, number, text_table
+from lib.run import RunFolder, write_json
+from ncsn.config import Config
+from ncsn.data import Dataset
+from ncsn.experiment import Trained
+
+Picture = tuple[Path, str]
+
+
+def evaluate_run(
+    config: Config, data: Dataset, trained: Trained, folder: RunFolder, say: Callable[[str], None]
+) -> dict[str, float]:
+    """Measures a run; writes evaluation.json, the figures and report.html. Returns the numbers."""
+    if config.network.kind == "mlp":
+        from ncsn import toy_evaluation
+
+        numbers, pictures = toy_evaluation.evaluate(config, trained, folder.figures)
+        protocol = toy_evaluation.PROTOCOL
+    else:
+        from ncsn import evaluate
+
+        numbers, pictures, protocol = evaluate.evaluate(config, data, trained, folder.figures, say)
+    curve = _training_curve(folder)
+    if curve:
+        pictures.append((curve, "Training: the loss, and the squared error of the predicted noise per dimension."))
+    write_json(folder.path / "evaluation.json", {**numbers, "protocol": protocol})
+    _write_page(config, folder, numbers, protocol, pictures)
+    return numbers
+
+
+def _training_curve(folder: RunFolder) -> Path | None:
+    rows = folder.metrics()
+    if not rows:
+        return None
+    steps = [row["step"] for row in rows]
+    series = {
+        label: (steps, [row[key] for row in rows])
+        for key, label in (("score.loss", "loss"), ("score.noise_error", "noise error"))
+        if key in rows[0] and min(row[key] for row in rows) > 0
+    }
+    return plot.curves(folder.figures / "training.png", series, x="step", y="mean over a chunk of steps")
+
+
+def table(numbers: dict[str, float]) -> tuple[list[str], list[list[str]]]:
+    """A row per sampler, a column per metric."""
+    found: dict[str, dict[str, float]] = {}
+    metrics: list[str] = []
+    for key, value in numbers.items():
+        name, metric = _split(key)
+        found.setdefault(name, {})[metric] = value
+        if metric not in metrics and not metric.endswith(".sd"):
+            metrics.append(metric)
+    rows = [
+        [name, *(number(row[m], row.get(f"{m}.sd")) if m in row else "" for m in metrics)]
+        for name, row in found.items()
+    ]
+    return ["", *metrics], rows
+
+
+def _split(key: str) -> tuple[str, str]:
+    """("heun_35.noisy", "fid.mnist_cnn.sd") of "heun_35.noisy.fid.mnist_cnn.sd"."""
+    name, _, metric = key.partition(".")
+    for variant in ("noisy", "analytic"):
+        if metric.startswith(f"{variant}."):
+            return f"{name}.{variant}", metric.removeprefix(f"{variant}.")
+    return name, metric
+
+
+_MAIN = ("fid", "is", "kid", "confident", "heavy_mode_weight", "bits_per_dim", "nfe", "accuracy")
+
+
+def summary(numbers: dict[str, float]) -> str:
+    """The main columns for the terminal."""
+    columns, rows = table(numbers)
+    keep = [0, *(j for j, c in enumerate(columns) if c.partition(".")[0] in _MAIN)]
+    rows = [row for row in rows if any(row[j] for j in keep[1:])]
+    return text_table([columns[j] for j in keep], [[row[j] for j in keep] for row in rows])
+
+
+def _write_page(
+    config: Config, folder: RunFolder, numbers: dict[str, float], protocol: str, pictures: list[Picture]
+) -> None:
+    record = json.loads((folder.path / "environment.json").read_text(encoding="utf-8"))
+    page = Page(
+        f"Score network {config.network.kind} on {config.data.source}",
+        "A network that learned the gradient of the log-density of noisy data, and the samples that follow it.",
+    )
+    page.heading("Numbers")
+    page.table(*table(numbers))
+    page.text(protocol)
+    page.heading("Pictures")
+    for path, caption in pictures:
+        page.figure(path, caption)
+    page.heading("How to repeat it")
+    page.code(f"python -m ncsn train --config {folder.path.name}/config.json --out NEW_FOLDER")
+    page.code((folder.path / "config.json").read_text(encoding="utf-8"), summary="configuration")
+    page.code(json.dumps(record, indent=2), summary="environment")
+    page.code(json.dumps(numbers, indent=2), summary="all numbers")
+    page.write(folder.path / "report.html")
