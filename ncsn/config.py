@@ -305,8 +305,8 @@ PRESETS: dict[str, Config] = {
     "digits_edm": replace(
         _EDM,
         data=_DIGITS,
-        network=Network(width=32, multipliers=(1, 2), class_conditional=True),
-        optim=replace(_EDM.optim, steps=2000, lr=2e-3, label_dropout=0.1),
+        network=Network(width=16, multipliers=(1, 2), class_conditional=True),
+        optim=replace(_EDM.optim, steps=800, lr=4e-3, label_dropout=0.1),
         checkpoint_every=500,
     ),
     "mnist_v1": replace(_V1, data=Data("mnist", dequantize=True)),

@@ -34,13 +34,18 @@ NAME = "score"
 _STEPS_PER_CALL = {"toy_mixture": 100, "digits": 50}
 
 
+def highest(config: Config, facts: Facts) -> float:
+    """The highest noise level of training; `facts` in the units of the network."""
+    return facts.largest_distance if config.noise.sigma_max is None else config.noise.sigma_max
+
+
 def ladder(config: Config, facts: Facts) -> np.ndarray:
     """The noise levels of training, [L] float32: given, or NCSNv2's techniques 1 and 2 from the data.
 
     `facts` are in the units of the network, like the levels.
     """
     noise = config.noise
-    high = facts.largest_distance if noise.sigma_max is None else noise.sigma_max
+    high = highest(config, facts)
     levels = noise.levels or levels_for(high, noise.sigma_min, facts.dimension)
     return geometric(high, noise.sigma_min, levels)
 
@@ -87,12 +92,13 @@ def _image(facts: Facts) -> tuple[int, int, int]:
 def noise_levels(config: Config, facts: Facts) -> Draw:
     """How the noise level of a training example is drawn."""
     noise, known = config.noise, in_units(config, facts)
-    high = known.largest_distance if noise.sigma_max is None else noise.sigma_max
     if noise.training == "ladder":
         return uniform_level(ladder(config, known))
     if noise.training == "log_normal":
         return log_normal(noise.P_mean, noise.P_std)
-    return uniform_time({"ve": VE(noise.sigma_min, high), "vp": VP(), "sub_vp": SubVP()}[noise.training])
+    return uniform_time(
+        {"ve": VE(noise.sigma_min, highest(config, known)), "vp": VP(), "sub_vp": SubVP()}[noise.training]
+    )
 
 
 def build_loss(config: Config, facts: Facts, model: ScoreModel) -> Loss:
