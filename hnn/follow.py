@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from hnn.model import FieldModel
 from hnn.solvers import ImplicitMidpoint, StormerVerlet, Yoshida4, separable_terms
 from hnn.solvers import rollout as integrate
 from hnn.systems import SYSTEMS, System
-from lib.run import RunFolder, UserError
+from lib.run import RunFolder, UserError, check_out
 
 if TYPE_CHECKING:
     from hnn.__main__ import Rollout, Simulate
@@ -78,7 +77,7 @@ def _check(options: Rollout, config: Config, system: System, name: str, t_end: f
         raise UserError("t_end must be positive")
     if options.points < 2:
         raise UserError("points must be at least 2")
-    _check_out(options.out, ".npz", ".png")
+    check_out(options.out, ".npz", ".png")
     if not options.y0 and system.sample_initial is None:
         raise UserError(f"{system.name} is a recording: give the initial state with --y0")
     if options.solver == "adaptive" and options.dt is not None:
@@ -89,21 +88,6 @@ def _check(options: Rollout, config: Config, system: System, name: str, t_end: f
         raise UserError(f"dt {options.dt:g} would take more than ten million steps: choose a larger one")
     if options.solver in ("verlet", "yoshida") and name != "separable":
         raise UserError(f"{options.solver} needs H = T(p) + V(q): train the model separable, or use --solver midpoint")
-
-
-def _check_out(out: Path, *suffixes: str) -> None:
-    """Raises UserError where `out` cannot be written, before anything is computed."""
-    if out.suffix not in suffixes:
-        raise UserError(f"{out}: the file must end in {' or '.join(suffixes)}")
-    if out.is_dir():
-        raise UserError(f"{out} is a folder")
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"{out}: there is no folder {out.parent}")
-    try:
-        with tempfile.TemporaryFile(dir=out.parent) as file:
-            file.write(bytes(2**16))  # a full disk lets files be made, but not be filled
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
 
 
 def _fresh_state(system: System) -> np.ndarray:
@@ -135,7 +119,7 @@ def _write(out: Path, system: System, name: str, arrays: dict[str, np.ndarray]) 
 
 def simulate(system: System, options: Simulate) -> str:
     """Writes the trajectories (or films) of a system; returns a line for the user. Raises UserError."""
-    _check_out(options.out, ".npz")
+    check_out(options.out, ".npz")
     if not 0 <= options.seed < 2**32:
         raise UserError("seed must be between 0 and 2**32 - 1")
     key = jax.random.key(options.seed)

@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -150,6 +151,25 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: no such file") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def check_out(out: Path, *suffixes: str) -> None:
+    """Raises UserError where the file `out` cannot be written, before anything is computed.
+
+    `suffixes`: how its name may end; "" stands for a folder, which need not exist.
+    """
+    if out.suffix not in suffixes:
+        ends = " or ".join(filter(None, suffixes))
+        raise UserError(f"{out}: the file must end in {ends}{', or be a folder' if '' in suffixes else ''}")
+    if out.is_dir() and out.suffix:
+        raise UserError(f"{out} is a folder")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"{out}: there is no folder {out.parent}")
+    try:
+        with tempfile.TemporaryFile(dir=out.parent) as file:
+            file.write(bytes(2**16))  # a full disk lets files be made, but not be filled
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
 
 
 def environment() -> dict[str, Any]:

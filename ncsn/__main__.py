@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from lib import config as configs
-from lib.run import RunFolder, UserError, command
+from lib.run import RunFolder, UserError, check_out, command
 from ncsn.config import PRESETS, SAMPLERS, Config, Sampling
 
 _PRESETS = textwrap.fill(f"presets: {', '.join(PRESETS)}", 100, subsequent_indent="  ")
@@ -72,10 +72,6 @@ class Sample:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise UserError("count must be at least 1")
-        if self.out.suffix not in (".png", ".npz", ""):
-            raise UserError(f"--out {self.out}: must end in .png or .npz, or be a folder")
-        if self.movie is not None and self.movie.suffix != ".gif":
-            raise UserError(f"--movie {self.movie}: must end in .gif")
 
 
 @dataclass(frozen=True)
@@ -143,7 +139,7 @@ def train(args: Sequence[str]) -> None:
     mesh = shard.make_mesh(chosen.devices or experiment.default_devices(config))
     rows = data.load(config)
     known = data.facts(rows)
-    experiment.build_model(config, known)
+    experiment.check_fits(config, known)
     with RunFolder.start(out, "ncsn", configs.to_json(config), resume=chosen.resume, primary=shard.primary()) as folder:
         say = _say if shard.primary() else lambda text: None
         trained = experiment.train(config, rows, known, folder, mesh, say)
@@ -164,6 +160,9 @@ def evaluate(args: Sequence[str]) -> None:
 def sample(args: Sequence[str]) -> None:
     folder, config, rest = _trained_run(args, "sample")
     options = configs.parse(Sample(config.sampling), rest, "python -m ncsn sample RUN")
+    check_out(options.out, ".png", ".npz", "")
+    if options.movie is not None:
+        check_out(options.movie, ".gif")
     trained = _open(config, folder)
     from ncsn import commands
 
@@ -173,6 +172,7 @@ def sample(args: Sequence[str]) -> None:
 def inpaint(args: Sequence[str]) -> None:
     folder, config, rest = _trained_run(args, "inpaint")
     options = configs.parse(Inpaint(config.sampling, tyro.MISSING), rest, "python -m ncsn inpaint RUN IMAGE")
+    check_out(options.out, ".png")
     trained = _open(config, folder)
     from ncsn import commands
 
@@ -182,6 +182,7 @@ def inpaint(args: Sequence[str]) -> None:
 def colorize(args: Sequence[str]) -> None:
     folder, config, rest = _trained_run(args, "colorize")
     options = configs.parse(Colorize(config.sampling, tyro.MISSING), rest, "python -m ncsn colorize RUN IMAGE")
+    check_out(options.out, ".png")
     trained = _open(config, folder)
     from ncsn import commands
 

@@ -68,6 +68,13 @@ def build_model(config: Config, facts: Facts) -> ScoreModel:
     return wrap(inner, facts.shape, sigma_data(config, facts))
 
 
+def check_fits(config: Config, facts: Facts) -> None:
+    """Raises UserError where the network cannot take the images; computes nothing."""
+    model = build_model(config, facts)
+    x, one = jax.ShapeDtypeStruct((1, *facts.shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+    jax.eval_shape(lambda x, sigma: model.score(model.init(jax.random.key(0)), x, sigma), x, one)
+
+
 def sigma_data(config: Config, facts: Facts) -> float:
     return config.noise.sigma_data or in_units(config, facts).size
 

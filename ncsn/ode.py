@@ -7,6 +7,7 @@ x / scale.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -181,7 +182,8 @@ def solve(field: Callable[..., Any], y0: Any, args: Any, log_sigma0: Any, log_si
     """
     import diffrax
 
-    one = mapped_together(field)
+    times = jnp.broadcast_to(jnp.asarray(log_sigma0, jnp.float32), len(jax.tree.leaves(y0)[0]))
+    one = mapped_together(field, y0, times, args)
     solver = diffrax.Tsit5() if how.solver is None else how.solver
 
     def solve_one(y0: Any, args: Any) -> Solved:
@@ -209,25 +211,29 @@ def solve(field: Callable[..., Any], y0: Any, args: Any, log_sigma0: Any, log_si
     return jax.vmap(solve_one)(y0, args)
 
 
-def mapped_together(field: Callable[..., Any]) -> Callable[..., Any]:
+def mapped_together(field: Callable[..., Any], *like: Any) -> Callable[..., Any]:
     """A function of one sample, (y, *args) -> a tree like y, that under `jax.vmap` is `field` of the whole batch.
 
-    So a solver can be written, and mapped, for one sample with steps of its own, while networks and conditions see the
-    batch as it is. It must be mapped: alone it only has the right shapes.
+    `like`: the arguments of `field` for a batch, or their shapes. So a solver can be written, and mapped, for one sample
+    with steps of its own, while networks and conditions see the batch as it is. It must be mapped: alone it only has
+    the right shapes.
     """
+    # What the field has closed over (weights, labels) may be traced, and a custom rule must be given such things.
+    closed, out = jax.make_jaxpr(field, return_shape=True)(*like)
 
     @jax.custom_batching.custom_vmap
-    def one(y: Any, *args: Any) -> Any:
-        del args
-        return jax.tree.map(jnp.zeros_like, y)
+    def one(known: Any, *args: Any) -> Any:
+        del known, args
+        return jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), out)
 
     @one.def_vmap
-    def _(b: int, mapped: Any, *args: Any) -> tuple[Any, Any]:
+    def _(b: int, mapped: Any, known: Any, *args: Any) -> tuple[Any, Any]:
         full = lambda a, is_mapped: a if is_mapped else jnp.broadcast_to(a, (b, *a.shape))  # noqa: E731
-        slope = field(*jax.tree.map(full, args, tuple(mapped)))
+        flat = jax.tree.leaves(jax.tree.map(full, args, tuple(mapped[1:])))
+        slope = jax.tree.unflatten(jax.tree.structure(out), jax.core.eval_jaxpr(closed.jaxpr, known, *flat))
         return slope, jax.tree.map(lambda _: True, slope)
 
-    return one
+    return functools.partial(one, closed.consts)
 
 
 def transport(

@@ -6,6 +6,7 @@ carries x across a level in fewer steps than the random walk of Langevin steps.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -65,9 +66,7 @@ def underdamped_langevin(
         sigma = sigma.reshape(-1, *(1,) * (y.ndim - 1))
         return -sigma * score_fn(sigma * y, sigma.ravel())
 
-    one = mapped_together(descent)
-
-    def level(y: jax.Array, w: jax.Array, key: jax.Array, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def level(one: Any, y: jax.Array, w: jax.Array, key: jax.Array, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One sample through one level. Time runs in whole numbers of steps, so that all have exactly one length."""
         gamma, u = friction * step_size, step_size**2
         noise = diffrax.UnsafeBrownianPath(y.shape, key, levy_area=diffrax.SpaceTimeTimeLevyArea)
@@ -94,7 +93,9 @@ def underdamped_langevin(
     def step(keys: jax.Array, i: jax.Array, state: Moving) -> tuple[Moving, Info]:
         fold = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, BROWNIAN), i))
         # In time counted in steps the velocity is step_size v.
-        y, w = jax.vmap(level, (0, 0, 0, None))(state.x / t[i], step_size * state.v, fold(keys), t[i])
+        y0 = state.x / t[i]
+        one = mapped_together(descent, y0, jnp.full(len(y0), t[i]))
+        y, w = jax.vmap(partial(level, one), (0, 0, 0, None))(y0, step_size * state.v, fold(keys), t[i])
         x, b = t[i] * y, state.x.shape[:1]
         score = score_fn(x, jnp.full(b, t[i]))
         if denoise:

@@ -49,17 +49,22 @@ def sample_keys(count, seed=0):
     return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(count))
 
 
-def chain(sampler, count, shape=(2,), seed=0):
-    """`count` samples of the sampler, side by side in one program: (x, Info of [steps, count]) as NumPy arrays."""
+def chain(sampler, count, shape=(2,), seed=0, given=None):
+    """`count` samples of the sampler, side by side in one program: (x, Info of [steps, count]) as NumPy arrays.
+
+    `given`: arrays, then traced, of which `sampler(given)` is the sampler.
+    """
+    build = sampler if given is not None else lambda given: sampler
 
     @jax.jit
-    def run(keys):
+    def run(keys, given):
+        sampler = build(given)
         numbers = jnp.arange(len(sampler.levels) - 1)
         state = sampler.init(keys, shape)
         state, info = jax.lax.scan(lambda state, i: sampler.step(keys, i, state), state, numbers)
         return state.x, info
 
-    return jax.tree.map(np.asarray, run(sample_keys(count, seed)))
+    return jax.tree.map(np.asarray, run(sample_keys(count, seed), given))
 
 
 def assert_moments(x, mean=MEAN, covariance=COVARIANCE, errors=3.0):

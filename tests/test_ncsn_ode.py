@@ -126,8 +126,12 @@ def test_each_sample_has_steps_of_its_own(carry):
 def test_probability_flow_recovers_a_gaussian_given_conditions_of_the_batch():
     """A score that knows its batch (labels, and here one shift per sample) is called for all of it."""
     shift = np.random.default_rng(1).normal(size=(2000, 2)).astype(np.float32)
-    sampler = probability_flow(lambda x, sigma: SCORE(x - shift, sigma), [80.0, 0.01, 0.0])
-    x, info = chain(sampler, 2000)
+
+    def build(shift):
+        return probability_flow(lambda x, sigma: SCORE(x - shift, sigma), [80.0, 0.01, 0.0])
+
+    x, info = chain(build, 2000, given=shift)
+    sampler = build(shift)
     assert_moments(x - shift, MEAN, COVARIANCE)
     assert sampler.levels.tolist() == [80, 0]
     assert (info.step_size > 0).all() and (info.nfe > 30).all()
