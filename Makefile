@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 demo: .venv
 	rm -rf runs/demo
-	$(BIN)/python -m hnn train demo --out runs/demo
+	$(BIN)/python -m launch demo
 
 test: .venv
 	$(PYTEST) -n 2 -m "not slow"

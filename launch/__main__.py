@@ -3,11 +3,12 @@
 import sys
 from collections.abc import Sequence
 
-from launch import local, reproduce
+from launch import demo, local, reproduce
 from lib.run import UserError, command
 
 _USAGE = (
-    "usage: python -m launch local [--processes N] [--grace-s S] -- COMMAND... | python -m launch reproduce hnn|metrics"
+    "usage: python -m launch local [--processes N] [--grace-s S] -- COMMAND... | python -m launch reproduce hnn|metrics "
+    "| python -m launch demo"
 )
 
 
@@ -21,6 +22,9 @@ def main(args: Sequence[str]) -> None:
             metrics_check.main(args[2:])
         else:
             reproduce.main(args[1:])
+        return
+    if args and args[0] == "demo":
+        demo.main(args[1:])
         return
     if args and args[0] in ("-h", "--help"):
         print(_USAGE)

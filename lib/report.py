@@ -68,13 +68,26 @@ class Page:
         )
 
     def write(self, path: Path) -> Path:
-        head = (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width,initial-scale=1">'
-            f"<title>{html.escape(self._title)}</title><style>{_STYLE}</style></head><body>"
-        )
-        write_text(path, head + "\n".join(self._parts) + "</body></html>\n")
-        return path
+        return _write(path, self._title, "\n".join(self._parts))
+
+
+_BODY, _END = "</style></head><body>", "</body></html>\n"
+
+
+def _write(path: Path, title: str, body: str) -> Path:
+    head = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}"
+    )
+    write_text(path, head + _BODY + body + _END)
+    return path
+
+
+def join(pages: Sequence[Path], out: Path, *, title: str) -> Path:
+    """One page of several that `Page.write` made, one below the other."""
+    bodies = [path.read_text(encoding="utf-8").split(_BODY, 1)[1].removesuffix(_END) for path in pages]
+    return _write(out, title, "\n<hr>\n".join(bodies))
 
 
 def number(value: float | None, sd: float | None = None) -> str:

@@ -21,7 +21,7 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.sources += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "hr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -57,6 +57,14 @@ def test_self_contained(page):
     assert len(reader.sources) == 2
     assert all(value.startswith("data:image/") for value in reader.sources)
     assert reader.open == []
+
+
+def test_pages_in_one(page, tmp_path):
+    single = tmp_path / "report.html"
+    reader = Reader()
+    reader.feed(report.join([single, single], tmp_path / "both.html", title="Two <of> them").read_text(encoding="utf-8"))
+    assert reader.open == [] and reader.tags.count("h1") == 2 and reader.tags.count("style") == 1
+    assert len(reader.sources) == 4
 
 
 def test_figures_are_embedded_as_they_are(page):
