@@ -40,10 +40,9 @@ def sample(config: Config, trained: Trained, options: Sample) -> str:
         path, _ = interpolation(config, trained, options.out, seed=options.seed)
         return str(path)
     label = _labels(trained, options.label, options.count, "--label")
-    steps_known = _MOVIE_FRAMES if options.movie else 0
     found = draw_samples(
         config, trained, options.sampling, options.count, mesh=local_mesh(), seed=options.seed, label=label,
-        frames=min(steps_known, _least_steps(config, trained, options.sampling)), progress="sampling",
+        frames=_MOVIE_FRAMES if options.movie else 0, progress="sampling",
     )  # fmt: skip
     _write_samples(config, options.out, found.x, points)
     written = [str(options.out)]
@@ -55,12 +54,6 @@ def sample(config: Config, trained: Trained, options: Sample) -> str:
         write_gif(options.movie, np.stack([*sheets, *still]), frames_per_s=_FRAMES_PER_S)
         written.append(str(options.movie))
     return f"{options.count} samples, {found.nfe:g} evaluations each: {', '.join(written)}"
-
-
-def _least_steps(config: Config, trained: Trained, options: Sampling) -> int:
-    from ncsn.sampling import make_sampler
-
-    return len(make_sampler(config, trained.facts, options, lambda x, sigma: x).levels) - 1
 
 
 def _write_samples(config: Config, out: Path, x: np.ndarray, points: bool) -> None:

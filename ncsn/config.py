@@ -204,13 +204,15 @@ class Evaluation:
     """images per sampler"""
     samplers: tuple[str, ...] = ("heun:35",)
     """NAME:NFE each; the first one makes the pictures"""
+    inpainting: str = "predictor_corrector:200"
+    """NAME:NFE that fills in the halves of test images"""
     likelihood_images: int = 16
     """test images whose bits per dimension are computed (0: none)"""
 
     def __post_init__(self) -> None:
         _require(self.samples >= 10, "evaluation.samples must be at least 10")
         _require(bool(self.samplers), "evaluation.samplers is empty: give NAME:NFE")
-        for text in self.samplers:
+        for text in (*self.samplers, self.inpainting):
             parse_sampler(text)
         _require(self.likelihood_images >= 0, "evaluation.likelihood_images must not be negative")
 

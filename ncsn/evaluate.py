@@ -149,10 +149,11 @@ def _inpainting(
     config: Config, data: Dataset, trained: Trained, judge: Judge, out: Path, pictures: list[Picture]
 ) -> dict[str, float]:
     """The right half of test images filled in, without telling the class, against filling with the mean image."""
-    pixels = data.test["image"][:_INPAINTED]
+    count = min(_INPAINTED, config.evaluation.samples)
+    pixels = data.test["image"][:count]
     known = pixels.astype(np.float32) / 127.5 - 1
     missing = commands.missing_part("right", known.shape[1:])
-    options = parse_sampler("predictor_corrector:200", config.sampling)
+    options = parse_sampler(config.evaluation.inpainting, config.sampling)
     filled = commands.fill(config, trained, options, known, missing, seed=config.seed)
     mean = np.where(missing, data.train["image"].mean(0) / 127.5 - 1, known).astype(np.float32)
     rows = np.stack([known, np.where(missing, 0, known), mean, filled], axis=1)[:_NEIGHBOURS]
@@ -162,7 +163,7 @@ def _inpainting(
     exact = np.array_equal(np.where(missing, 0, filled), np.where(missing, 0, known))
     numbers = {"inpainting.known_pixels_exact": float(exact)}
     if judge.reads:
-        labels = data.test["label"][:_INPAINTED]
+        labels = data.test["label"][:count]
         for name, x in (("real_whole", known), ("inpainting", filled), ("mean_fill", mean)):
             _, logits = read(judge.net, images.to_uint8(x))
             numbers[f"{name}.accuracy"] = float(np.mean(logits.argmax(-1) == labels))

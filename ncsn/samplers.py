@@ -286,9 +286,9 @@ def compile_rows(fn: Callable[[Any, jax.Array, Any], Any], mesh: Mesh, width: in
 
 
 def default_width(shape: tuple[int, ...], mesh: Mesh) -> int:
-    """Samples side by side on one device: a power of two that fills it, at most 4096 points or 128 images on a CPU."""
+    """Samples side by side on one device: a power of two that fills it, at most 1024 points or 128 images on a CPU."""
     cpu = mesh.devices.flat[0].platform == "cpu"
-    numbers, most = (2**16, 12 if len(shape) == 1 else 7) if cpu else (2**20, 12)
+    numbers, most = (2**16, 10 if len(shape) == 1 else 7) if cpu else (2**20, 12)
     return 2 ** min(most, max(3, round(math.log2(numbers / math.prod(shape)))))
 
 

@@ -157,8 +157,10 @@ def draw_samples(
     """`count` samples by one compiled chain. Sample i depends on the seed and on i alone.
 
     `label` [count] is for networks that know classes; where none are given, sample i is of class i modulo their
-    number. `wrap(sampler, rows)` puts a condition on them, whose data `condition` are arrays [count, ...].
+    number. `wrap(sampler, rows)` puts a condition on them, whose data `condition` are arrays [count, ...]. `frames`: how
+    many states along the chain to keep, where it has so many.
     """
+    steps = len(make_sampler(config, trained.facts, options, lambda x, sigma: x).levels) - 1
     if trained.model.classes:
         label = (first + np.arange(count)) % trained.model.classes if label is None else np.asarray(label)
     elif label is not None:
@@ -170,7 +172,7 @@ def draw_samples(
         sampler = make_sampler(config, trained.facts, options, score_fn)
         return sampler if wrap is None else wrap(sampler, rows.condition)
 
-    draw = compile_sampler(build, trained.facts.shape, mesh, frames=frames, noisy=noisy)
+    draw = compile_sampler(build, trained.facts.shape, mesh, frames=min(frames, steps), noisy=noisy)
     x, diagnostics = draw(trained.params, jax.random.key(seed), count, rows, first=first, progress=progress)
     double = trained.model.classes and options.guidance != 1
     return Samples(x, diagnostics, float(diagnostics.nfe.mean()) * (2 if double else 1))

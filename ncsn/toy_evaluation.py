@@ -62,7 +62,7 @@ def evaluate(config: Config, trained: Trained, out: Path) -> tuple[dict[str, flo
     draws = np.asarray(jax.jit(_TRUTH.sample)(jax.random.split(jax.random.key(_KEY + 1), count)))
     chains = {name: partial(_chain, config, trained, name) for name in config.evaluation.samplers}
     chains["langevin"] = lambda score_fn: langevin.langevin(
-        score_fn, float(sigmas[-1]), 0.05, 1000, start=uniform(-_REACH, _REACH)
+        score_fn, float(sigmas[-1]), 0.05, config.sampling.nfe, start=uniform(-_REACH, _REACH)
     )
     clouds = {"data": draws}
     for label, build in chains.items():
@@ -132,6 +132,6 @@ PROTOCOL = (
     "0.8 N((5, 5), I) + 0.2 N((-5, -5), I). heavy_mode_weight: share of samples nearer to (5, 5). score.relative_error: "
     "root of the mean squared error of the learned score over the mean squared exact score, both weighted by the density "
     "of the noisy data, at the noise level where it is largest. .analytic: the same chain on the exact score. langevin: "
-    "1,000 steps at the lowest noise level from uniform points in [-8, 8]^2. mmd: squared discrepancy from the exact "
+    "as many steps at the lowest noise level from uniform points in [-8, 8]^2. mmd: squared discrepancy from the exact "
     "distribution at the noise level where the chain ends, Gaussian kernels, 2,000 points."
 )

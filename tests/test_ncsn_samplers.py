@@ -112,7 +112,7 @@ def test_rows_of_data_are_treated_like_samples():
 def test_uniform_starts_and_widths():
     x = jax.jit(lambda keys: uniform(-8, 8)(keys, (2,)))(jax.random.split(KEY, 500))
     assert x.min() >= -8 and x.max() < 8 and abs(float(x.mean())) < 0.5
-    assert default_width((2,), make_mesh(1)) == 4096
+    assert default_width((2,), make_mesh(1)) == 1024
     assert default_width((32, 32, 3), make_mesh(1)) == 16
 
 
