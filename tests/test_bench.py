@@ -13,6 +13,7 @@ from hnn import timing
 from hnn.data import load_npz
 from launch.bench import hnn as bench
 from launch.bench.__main__ import page
+from lib.child import Child
 from lib.run import UserError
 
 
@@ -108,7 +109,7 @@ def test_a_request_that_cannot_be_met(prepare):
 
 @pytest.mark.slow
 def test_the_child_answers_and_ends_with_its_input(prepare):
-    with bench.Child() as child:
+    with Child("hnn.timing") as child:
         assert child.ask("prepare", **{k: v for k, v in prepare.items() if k != "do"})["points"] == 100
         with pytest.raises(UserError, match="ended without an answer"):
             child.ask("fly")
