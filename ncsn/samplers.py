@@ -217,8 +217,8 @@ def compile_sampler(
         carry, told = jax.lax.scan(one, carry, numbers)
         return carry, jax.tree.map(lambda a: a.T, told)  # [width, steps]
 
-    begin_all = _on_mesh(begin, mesh, (P(), P(), P(DATA), P(DATA)))
-    advance_all = _on_mesh(advance, mesh, (P(DATA), P(), P(DATA), P(DATA), P()), donate=True)
+    begin_all = on_mesh(begin, mesh, (P(), P(), P(DATA), P(DATA)))
+    advance_all = on_mesh(advance, mesh, (P(DATA), P(), P(DATA), P(DATA), P()), donate=True)
 
     def draw(
         params: Any, key: jax.Array, count: int, rows: Any = (), *, first: int = 0, progress: str | None = None
@@ -266,7 +266,7 @@ def compile_rows(fn: Callable[[Any, jax.Array, Any], Any], mesh: Mesh, width: in
     def block(params: Any, key: jax.Array, indices: jax.Array, rows: Any) -> Any:
         return fn(params, jax.vmap(jax.random.fold_in, (None, 0))(key, indices), rows)
 
-    block_all = _on_mesh(block, mesh, (P(), P(), P(DATA), P(DATA)))
+    block_all = on_mesh(block, mesh, (P(), P(), P(DATA), P(DATA)))
 
     def call(params: Any, key: jax.Array, rows: Any, *, first: int = 0, progress: str | None = None) -> Any:
         blocks = _Blocks(mesh, width, first, len(jax.tree.leaves(rows)[0]), rows)
@@ -317,7 +317,7 @@ class _Blocks:
             yield *place((indices, rows), self.mesh, P(DATA)), wanted
 
 
-def _on_mesh(fn: Callable, mesh: Mesh, in_specs: tuple[P, ...], *, donate: bool = False) -> Callable:
+def on_mesh(fn: Callable, mesh: Mesh, in_specs: tuple[P, ...], *, donate: bool = False) -> Callable:
     """Rows spread over devices. The same options on any number of devices, since they too decide the order of sums."""
     mapped = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=P(DATA), check_vma=False)  # no collectives
     cpu = mesh.devices.flat[0].platform == "cpu"
