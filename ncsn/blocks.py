@@ -16,7 +16,7 @@ Features = Literal["positional", "fourier"]
 
 
 class Embedding(nn.Module):
-    """c_noise [b], label int [b] | None -> [b, 4 width], float32.
+    """c_noise [b] or [1], label int [b] | None -> [b, 4 width], or [1, 4 width] where nothing has more rows; float32.
 
     "positional" features are smooth in c_noise (frequencies from 1 down to 1e-4, DDPM's), "fourier" ones have
     frequencies up to about 2 `scale` turns per unit (NCSN++'s, with the quantiles of a Gaussian in place of draws).

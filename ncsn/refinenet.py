@@ -26,7 +26,7 @@ class InstanceNormPlus(nn.Module):
     """Instance normalisation that keeps the means of the channels, relative to one another (section A.1 of NCSN).
 
     x [b, h, w, c] -> gamma (normalised x + alpha (mean - its mean over channels) / its deviation over channels) + beta.
-    With `levels`, gamma, alpha and beta are [levels, c], of which `level` [b] takes rows. In float32 throughout.
+    With `levels`, gamma, alpha and beta are [levels, c], of which `level` [b] or [1] takes rows. In float32 throughout.
     """
 
     levels: int | None
@@ -152,8 +152,9 @@ class Refine(_Part):
 class RefineNet(_Part):
     """Images [b, h, w, c] in [0, 1] -> float32 [b, h, w, c]; height and width even.
 
-    With `levels`, NCSN's CondRefineNetDilated with `level` int [b]; without, NCSNv2's network before the division by
-    sigma. `ngf` is the width at full resolution; it doubles at the half, where the rest of the encoder stays.
+    With `levels`, NCSN's CondRefineNetDilated with `level` int [b], or [1] for all; without, NCSNv2's network before
+    the division by sigma. `ngf` is the width at full resolution; it doubles at the half, where the rest of the encoder
+    stays.
     """
 
     ngf: int

@@ -5,9 +5,10 @@
     draw = compile_sampler(lambda params, rows: ..., shape, mesh)
     samples, diagnostics = draw(params, key, count)
 
-A sampler takes any score function `score_fn(x [b, ...], sigma [b]) -> [b, ...]`, the score of data convolved with
-N(0, sigma^2 I), and its `x` is always data plus noise of a known sigma: processes that also shrink the data (VP,
-sub-VP) are followed in the coordinates x / scale.
+A sampler takes any score function `score_fn(x [b, ...], sigma [b] or [1]) -> [b, ...]`, the score of data convolved
+with N(0, sigma^2 I), and its `x` is always data plus noise of a known sigma: processes that also shrink the data (VP,
+sub-VP) are followed in the coordinates x / scale. Where all samples of a step have the same sigma it is given once,
+as [1], so that what a network computes from it alone, often most of a small network's work, is computed once.
 
 Sample i draws all its random numbers from `fold_in(key, i)` and computes in row i % width of a program whose shape is
 always [width] on every device. So neither the number of samples asked for nor that of devices changes a bit of it: the
@@ -129,7 +130,7 @@ def linear_step(
 ) -> tuple[jax.Array, jax.Array]:
     """Step i of `rule`: the next x, and the score at x."""
     levels, keep, drift, noise = (jnp.asarray(a, jnp.float32) for a in rule)
-    score = score_fn(x, jnp.full(x.shape[:1], levels[i]))
+    score = score_fn(x, levels[i, None])
     x = keep[i] * x + drift[i] * score
     if np.any(rule.noise):
         x = x + noise[i] * normal(keys, x.shape[1:], NOISE, i)

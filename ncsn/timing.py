@@ -204,7 +204,7 @@ class Bench:
         return np.asarray(state.x)
 
     def _evaluate(self, x: jax.Array, params: Params, sigma: jax.Array) -> jax.Array:
-        return self.model.score(params, x, jnp.full(len(x), sigma))
+        return self.model.score(params, x, sigma[None])
 
     def _evaluations(self, x: jax.Array, params: Params, sigmas: jax.Array) -> jax.Array:
         # Each depends on the one before, or they would not be computed one after the other.

@@ -96,7 +96,7 @@ def underdamped_langevin(
         # In time counted in steps the velocity is step_size v.
         y, w = jax.vmap(level, (0, 0, 0, None))(state.x / t[i], step_size * state.v, fold(keys), t[i])
         x, b = t[i] * y, state.x.shape[:1]
-        score = score_fn(x, jnp.full(b, t[i]))
+        score = score_fn(x, t[i, None])
         if denoise:
             x = x + jnp.where(i == len(levels) - 1, t[i] ** 2, 0.0) * score
         told = Info(batch_norm(score), jnp.full(b, step_size * t[i]), jnp.full(b, nfe, jnp.int32))
