@@ -125,10 +125,10 @@ class Bench:
             raise UserError(f"unknown problem {problem!r}: choose from {', '.join(PROBLEMS)}")
         self.problem = dataclasses.replace(PROBLEMS[problem], **changes)
         self.model = self.problem.model()
-        self.params = random_params(self.model)
-        np.savez(weights, **flat(self.params))
-        self.key = jax.random.key(0)
         self.mesh = make_mesh()
+        params = random_params(self.model)
+        np.savez(weights, **flat(params))
+        self.params, self.key = place((params, jax.random.key(0)), self.mesh)
         self.width = -(-self.problem.count // self.mesh.size)
         self.draw = compile_sampler(
             lambda params, rows: self._sampler(params), self.problem.shape, self.mesh, width=self.width
