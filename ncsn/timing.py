@@ -7,7 +7,7 @@ reads one JSON object a line and answers each with one; it sleeps between reques
     prepare      problem, weights: write random weights to the npz FILE; answers with all that the other side needs
     chain        seconds to draw all samples by the compiled chain, to NumPy arrays on the host
     loop         the same by jitted steps that are called from Python
-    evaluations  seconds of as many evaluations of the network as a chain has: called one by one, and in one program
+    evaluations  calls: seconds of so many evaluations of the network, called one by one, and in one program
     record       out: the npz FILE gets the start, the noise and the samples of a chain, for the other side to repeat
     memory       peak of this process so far, in MiB
 
@@ -159,15 +159,14 @@ class Bench:
         self._loop()
         return {"seconds": time.perf_counter() - begin}
 
-    def evaluations(self) -> dict[str, Any]:
+    def evaluations(self, calls: int) -> dict[str, Any]:
         """Each of those that are called waits for the one before."""
-        n = self.problem.evaluations
         x = place(np.ones((self.width * self.mesh.size, *self.problem.shape), np.float32), self.mesh, P(DATA))
         params, sigma = place((self.params, np.float32(1.0)), self.mesh)
-        sigmas = place(np.ones(n, np.float32), self.mesh)
+        sigmas = place(np.ones(calls, np.float32), self.mesh)
         jax.block_until_ready((self.evaluate_all(x, params, sigma), self.evaluations_all(x, params, sigmas)))
         begin = time.perf_counter()
-        for _ in range(n):
+        for _ in range(calls):
             self.evaluate_all(x, params, sigma).block_until_ready()
         middle = time.perf_counter()
         self.evaluations_all(x, params, sigmas).block_until_ready()

@@ -39,7 +39,7 @@ def test_a_chain_is_timed_and_can_be_repeated(tmp_path):
         {"do": "chain"},
         {"do": "loop"},
         {"do": "loop"},
-        {"do": "evaluations"},
+        {"do": "evaluations", "calls": 2},
         {"do": "record", "out": record},
         {"do": "memory"},
     )
@@ -108,6 +108,6 @@ def test_pytorch_ends_at_the_same_samples(name, tmp_path):
     prepare = {"do": "prepare", "problem": name, "weights": weights, **TINY[name]}
     recipe, _ = ask(prepare, {"do": "record", "out": record})
     theirs = Bench()
-    theirs.prepare(recipe, weights, channels_last=name != "mlp", threads=1)
+    theirs.prepare(recipe, weights, threads=1, channels_last=name != "mlp", per_sample=name == "mlp")
     assert theirs.repeat(record)["difference"] < 1e-5
     assert theirs.chain()["seconds"] > 0

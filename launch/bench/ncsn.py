@@ -6,15 +6,15 @@ Three networks of different size, with random weights: an MLP on two numbers, sa
 Langevin dynamics; a U-Net on 28x28 images, by 18 steps of Heun's method as EDM has it; NCSN's RefineNet on 28x28
 images, by annealed Langevin dynamics again. *Chain* is one program for all steps, *loop* the same steps, each one
 compiled, called from Python; both have the samples spread over one device per core. PyTorch runs eagerly in inference
-mode with a thread per core and its own random numbers, contiguous and channels_last where there are channels; the
-faster one counts. It gets the noise level as one number for all samples, as EDM's code does, so that what depends on
-it alone is computed once per step.
+mode with a thread per core and its own random numbers, in two ways of which the faster one counts: images contiguous
+and channels_last; for the MLP, with the noise level once for all samples, as EDM's code has it and ours, so that what
+depends on it alone is computed once per step, and for every sample, as NCSN's code has it.
 
 All draw the same number of samples with the same weights; once PyTorch also repeats a chain with our start and our
 noise, and must end at our samples. Every variant is a process of its own, which sleeps while the others work, so that
 peak memory is that of the variant; rounds alternate between them, and medians count. The first call of each includes
-tracing and compiling (no compilation cache is used). Beside them: as many evaluations of the network as the chain has,
-called one by one, and as one program.
+tracing and compiling (no compilation cache is used). Beside them: the time of as many evaluations of the network as the
+chain has, called one by one, and as one program.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ from lib.shard import cores
 PROBLEMS = ("mlp", "unet", "refinenet")
 TORCH_BARS = {"mlp": 3.0, "unet": 1.0, "refinenet": 1.0}
 EVALUATIONS_BAR = 1.1
+MOST_CALLS = {"mlp": 1000, "unet": 10, "refinenet": 10}  # evaluations that are timed beside a chain
+TORCH_WAYS: dict[str, dict[str, dict[str, bool]]] = {
+    "mlp": {"torch, one level": {}, "torch, level per sample": {"per_sample": True}},
+    "images": {"torch contiguous": {}, "torch channels_last": {"channels_last": True}},
+}
 LARGEST_DIFFERENCE = 1e-3  # of samples, relative to the largest: rounding, through up to a thousand steps
 PAUSE_S = 0.3  # before a round: OpenMP's threads, which spin for a while after their work, are asleep by then
 DESCRIPTION = "Sampling from score networks: the compiled chain against jitted steps and PyTorch."
@@ -49,15 +54,14 @@ def measure(problem: str, folder: Path, rounds: int, **changes: Any) -> Numbers:
     """All numbers of one problem; `changes` are fields of `ncsn.timing.Problem` with other values."""
     weights = [str(folder / f"{problem}_{i}.npz") for i in range(2)]
     record = str(folder / f"{problem}_record.npz")
-    formats = ("contiguous",) if problem == "mlp" else ("contiguous", "channels_last")
     with contextlib.ExitStack() as stack:
         ours = {name: stack.enter_context(Child("ncsn.timing")) for name in ("chain", "loop")}
-        theirs = {f"torch {name}": stack.enter_context(Child("launch.bench.ncsn_torch")) for name in formats}
+        ways = TORCH_WAYS["mlp" if problem == "mlp" else "images"]
+        theirs = {name: stack.enter_context(Child("launch.bench.ncsn_torch")) for name in ways}
         for child, file in zip(ours.values(), weights, strict=True):
             recipe = child.ask("prepare", problem=problem, weights=file, **changes)
         for name, child in theirs.items():
-            last = name.endswith("channels_last")
-            answer = child.ask("prepare", problem=recipe, weights=weights[0], channels_last=last, threads=cores())
+            answer = child.ask("prepare", problem=recipe, weights=weights[0], threads=cores(), **ways[name])
         if recipe["backend"] != "cpu":
             raise UserError("this benchmark compares CPUs: run it with JAX_PLATFORMS=cpu")
         draws = {"chain": (ours["chain"], "chain"), "loop": (ours["loop"], "loop")}
@@ -67,13 +71,14 @@ def measure(problem: str, folder: Path, rounds: int, **changes: Any) -> Numbers:
             time.sleep(PAUSE_S)
             results[name]["first_s"] = child.ask(do)["seconds"]
             results[name]["peak_mib"] = child.ask("memory")["peak_mib"]
-        evaluations = [ours["loop"].ask("evaluations")]
+        calls = min(recipe["evaluations"], MOST_CALLS[problem])
+        evaluations = [ours["loop"].ask("evaluations", calls=calls)]
         for _ in range(rounds):
             for name, (child, do) in draws.items():
                 time.sleep(PAUSE_S)
                 results[name]["seconds"].append(child.ask(do)["seconds"])
             time.sleep(PAUSE_S)
-            evaluations.append(ours["loop"].ask("evaluations"))
+            evaluations.append(ours["loop"].ask("evaluations", calls=calls))
         recorded = ours["chain"].ask("record", out=record)
         differences = {name: child.ask("repeat", record=record)["difference"] for name, child in theirs.items()}
     for r in results.values():
@@ -81,7 +86,10 @@ def measure(problem: str, folder: Path, rounds: int, **changes: Any) -> Numbers:
         r["samples_per_s"] = recipe["count"] / r["median_s"]
     chain_s = results["chain"]["median_s"]
     torch_s = min(results[name]["median_s"] for name in theirs)
-    per_chain = {key: statistics.median(e[f"{key}_seconds"] for e in evaluations[1:]) for key in ("called", "compiled")}
+    per_chain = {
+        key: recipe["evaluations"] / calls * statistics.median(e[f"{key}_seconds"] for e in evaluations[1:])
+        for key in ("called", "compiled")
+    }
     return {
         **{name: recipe[name] for name in ("parameters", "count", "evaluations", "fields", "shape")},
         "variants": results,
@@ -101,11 +109,11 @@ def table(problem: str, r: Numbers) -> str:
     shape = "x".join(map(str, r["shape"]))
     lines = [
         f"{problem}: {r['parameters']} parameters, {r['count']} samples of {shape}, {r['evaluations']} evaluations",
-        f"  {'':20}{'samples/s':>10}{'median s':>10}{'first s':>9}{'peak MiB':>10}",
+        f"  {'':24}{'samples/s':>10}{'median s':>10}{'first s':>9}{'peak MiB':>10}",
     ]
     for name, v in r["variants"].items():
         columns = f"{v['samples_per_s']:10.1f}{v['median_s']:10.3f}{v['first_s']:9.2f}{v['peak_mib']:10.0f}"
-        lines.append(f"  {name:20}{columns}")
+        lines.append(f"  {name:24}{columns}")
     lines += [
         f"  {r['ratio_torch']:.2f} times PyTorch (bar {TORCH_BARS[problem]:g}), {r['ratio_loop']:.2f} times the loop",
         f"  the chain takes {r['chain_per_evaluations']:.2f} times its evaluations called one by one (bar at most "

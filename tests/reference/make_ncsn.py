@@ -13,7 +13,7 @@ import ncsn_networks as cases
 import numpy as np
 import torch
 
-from launch.bench.ncsn_torch import RefineNet, state_dict
+from launch.bench.ncsn_torch_nets import RefineNet, state_dict
 
 OUT = Path(__file__).with_name("ncsn.npz")
 
