@@ -11,7 +11,7 @@ from jax import lax
 
 from lib.conv import Conv
 from lib.run import UserError
-from ncsn.blocks import Embedding, Features, dropout
+from ncsn.blocks import Embedding, Features, dropout, pixel_mean
 from ncsn.initial import constant, xavier
 
 EPS = 1e-6
@@ -31,14 +31,14 @@ class GroupNorm(nn.Module):
         groups = next(g for g in range(min(32, max(c // 4, 1)), 0, -1) if c % g == 0)
         scale, bias = self.param("scale", constant(1), (c,)), self.param("bias", constant(0), (c,))
 
-        def by_group(statistic: jax.Array) -> jax.Array:
-            """Means over pixels [b, c] -> means over groups too, [b, 1, 1, c]."""
-            mean = jnp.mean(statistic.reshape(-1, groups, c // groups), axis=-1, keepdims=True)
-            return jnp.broadcast_to(mean, (len(statistic), groups, c // groups)).reshape(-1, 1, 1, c)
+        def by_group(x: jax.Array) -> jax.Array:
+            """[b, h, w, c] -> means over the pixels of a group, [b, 1, 1, c]."""
+            mean = jnp.mean(pixel_mean(x).reshape(-1, groups, c // groups), axis=-1, keepdims=True)
+            return jnp.broadcast_to(mean, (len(x), groups, c // groups)).reshape(-1, 1, 1, c)
 
         y = x.astype(jnp.float32)
-        y = y - by_group(jnp.mean(y, (1, 2)))
-        y = y * (lax.rsqrt(by_group(jnp.mean(y**2, (1, 2))) + EPS) * scale) + bias
+        y = y - by_group(y)
+        y = y * (lax.rsqrt(by_group(y**2) + EPS) * scale) + bias
         return y.astype(x.dtype)
 
 
