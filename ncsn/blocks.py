@@ -20,9 +20,12 @@ Features = Literal["positional", "fourier"]
 
 def pixel_mean(x: jax.Array) -> jax.Array:
     """The mean of each channel over the pixels, [b, h, w, c] -> [b, 1, 1, c]."""
-    if jax.default_backend() != "cpu" or math.prod(x.shape[1:]) < 8192:
-        return jnp.mean(x, (1, 2), keepdims=True)
-    return _pixel_mean(x.shape[1:3], x)
+    return _pixel_mean(x.shape[1:3], x) if worth_a_product(x) else jnp.mean(x, (1, 2), keepdims=True)
+
+
+def worth_a_product(x: jax.Array) -> bool:
+    """Whether sums over images like x are faster as matrix products: large ones on a CPU."""
+    return jax.default_backend() == "cpu" and math.prod(x.shape[1:]) >= 8192
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -87,6 +87,17 @@ def test_means_over_pixels_and_their_derivatives():
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_group_norm_of_large_images():
+    """Where its sums are matrix products on a CPU."""
+    x = np.float32(3 + 2 * generator("large").normal(size=(2, 32, 16, 24)))
+    norm = unet.GroupNorm()
+    found = norm.apply({"params": {"scale": np.full(24, 2.0, np.float32), "bias": np.ones(24, np.float32)}}, x)
+    grouped = x.reshape(2, 32 * 16, 6, 4).astype(np.float64)
+    mean, variance = (f(grouped, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
+    expected = 1 + 2 * (grouped - mean) / np.sqrt(variance + unet.EPS)
+    np.testing.assert_allclose(found, expected.reshape(x.shape), atol=1e-5)
+
+
 def test_elu_is_flax_s_up_to_rounding():
     x = np.float32([-100, -1, -1e-4, -0.0, 0, 1e-4, 3, np.inf, -np.inf])
     for found, wanted in ((elu(x), jax.nn.elu(x)), (jax.vmap(jax.grad(elu))(x), jax.vmap(jax.grad(jax.nn.elu))(x))):
