@@ -90,10 +90,10 @@ PROBLEMS = {
         "unet",
         {"width": 32, "multipliers": (1, 2, 3), "blocks": 2, "attention": (7,)},
         (28, 28, 1),
-        32,
+        16,
         [*_falling(karras(80, 0.002, 18)), 0.0],
     ),
-    "refinenet": Problem("refinenet", {"ngf": 32}, (28, 28, 1), 32, _falling(geometric(1, 0.01, 10)), 3, 2e-5),
+    "refinenet": Problem("refinenet", {"ngf": 32}, (28, 28, 1), 16, _falling(geometric(1, 0.01, 10)), 3, 2e-5),
 }
 
 
