@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,6 +37,7 @@ from hnn.evaluate import rollouts as adaptive_rollouts
 from hnn.experiment import STEPS_PER_CALL, optimizer
 from hnn.loss import derivative_matching
 from hnn.systems import SYSTEMS
+from lib.child import answers
 from lib.data import FullBatch, Resident, Source
 from lib.run import UserError, command
 from lib.shard import make_mesh, place, start
@@ -247,16 +247,7 @@ def _load(path: str) -> dict[str, np.ndarray]:
 def serve(requests: Iterable[str]) -> Iterator[str]:
     """Answers to request lines, one each. Raises UserError for a request that cannot be met, and then ends."""
     bench = Bench()
-    actions = {
-        action.__name__: action
-        for action in (bench.prepare, bench.train_block, bench.rollouts, bench.reference, bench.time_to_loss)
-    }
-    for line in requests:
-        request = json.loads(line)
-        name = request.pop("do", None)
-        if name not in actions:
-            raise UserError(f"cannot do {name!r}: choose from {', '.join(actions)}")
-        yield json.dumps(actions[name](**request))
+    return answers((bench.prepare, bench.train_block, bench.rollouts, bench.reference, bench.time_to_loss), requests)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -197,13 +197,17 @@ def place(tree: Any, mesh: Mesh, spec: P = P()) -> Any:
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             # Typed keys cannot be put onto other processes' devices, their bits can.
             bits = jax.device_put(np.asarray(jax.random.key_data(x)), sharding)
-            wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(x))
-            return jax.jit(wrap, out_shardings=sharding)(bits)
+            return _wrap_keys(jax.random.key_impl(x), sharding)(bits)
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
             x = np.asarray(x)  # replicated over hosts: each has it all
         return jax.device_put(x, sharding)
 
     return jax.tree.map(put, tree)
+
+
+@functools.cache  # or every call would compile
+def _wrap_keys(impl: Any, sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(functools.partial(jax.random.wrap_key_data, impl=impl), out_shardings=sharding)
 
 
 def fetch(tree: Any) -> Any:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ncsn.sde import Score
 
 LabelledScore = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""(x [b, ...], sigma [b], label int [b]) -> [b, ...]"""
+"""(x [b, ...], sigma [b] or [1], label int [b]) -> [b, ...]"""
 
 
 def labelled(score_fn: LabelledScore, labels: jax.Array) -> Score:
@@ -27,7 +27,8 @@ def classifier_free(score_fn: LabelledScore, labels: jax.Array, null_label: int,
 
     def guided(x: jax.Array, sigma: jax.Array) -> jax.Array:
         both_labels = jnp.concatenate([jnp.full_like(labels, null_label), labels])
-        both = score_fn(jnp.concatenate([x, x]), jnp.concatenate([sigma, sigma]), both_labels)
+        both_sigmas = sigma if len(sigma) == 1 else jnp.concatenate([sigma, sigma])
+        both = score_fn(jnp.concatenate([x, x]), both_sigmas, both_labels)
         without, given = jnp.split(both, 2)
         return without + weight * (given - without)
 
@@ -39,8 +40,8 @@ def classifier_guided(
 ) -> Score:
     """s(x) + weight grad_x log p(label | x, sigma) (SDE, arXiv 2011.13456, section 5; arXiv 2105.05233).
 
-    `log_probability(x [b, ...], sigma [b]) -> [b]` is that of the wanted labels, by a classifier of noisy data. For
-    weight 1 and exact parts this is the score given the labels.
+    `log_probability(x [b, ...], sigma [b] or [1]) -> [b]` is that of the wanted labels, by a classifier of noisy data.
+    For weight 1 and exact parts this is the score given the labels.
     """
 
     def guided(x: jax.Array, sigma: jax.Array) -> jax.Array:

@@ -205,7 +205,7 @@ def predictor_corrector(
 
         def correct(k: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             x, _ = carry
-            score = score_fn(x, sigma)
+            score = score_fn(x, levels[i, None])
             z = normal(keys, x.shape[1:], CORRECTION, i, k)
             epsilon = epsilon_of(z, score, sigma, alphas[i])
             return x + expand(epsilon, x) * score + expand(jnp.sqrt(2 * epsilon), x) * z, epsilon

@@ -7,10 +7,10 @@
     model.network(params, x, sigma, label, keys)       # the last layer itself: what it is, each constructor says
     functools.partial(model.score, params)             # a score function (x, sigma) as samplers take it
 
-x float32 [b, *shape] -> float32 [b, *shape]. sigma float32 [b] or [], > 0, in the units of x. label int32 [b] or []:
-0 .. classes - 1, and `classes` for "no class"; None is "no class" for all. keys [b], one per example
-(`lib.shard.example_keys`), switch dropout on; without them it is off. Row i of the output depends on row i of the
-inputs alone.
+x float32 [b, *shape] -> float32 [b, *shape]. sigma float32 [b], or [1] or [] for all (what depends on sigma alone is
+then computed once), > 0, in the units of x. label int32 [b] or []: 0 .. classes - 1, and `classes` for "no class"; None
+is "no class" for all. keys [b], one per example (`lib.shard.example_keys`), switch dropout on; without them it is off.
+Row i of the output depends on row i of the inputs alone.
 
 Losses: denoising score matching takes `score` for v1, and for v2 `network`, which is sigma score and whose target is
 then -z; EDM takes `denoise`. Score and denoiser are each computed from the network without cancellation at any sigma.
@@ -38,7 +38,7 @@ from ncsn.unet import UNet
 
 Params = Any
 Network = UNet | MLP
-"""or any other module with a field `classes` and `__call__(x, c_noise [b], label [b] | None, keys [b] | None)`"""
+"""or another module with a field `classes` and `__call__(x, c_noise [b] or [1], label [b] | None, keys [b] | None)`"""
 
 
 class Function(Protocol):
@@ -90,7 +90,7 @@ def ncsn_v1(
     def score(params, x, sigma, label=None, keys=None):
         del keys
         _refuse(label)
-        distance = jnp.abs(jnp.log(_per_example(sigma, x))[:, None] - log_ladder)
+        distance = jnp.abs(jnp.log(_as_vector(sigma))[:, None] - log_ladder)
         return net.apply(params, x, jnp.argmin(distance, axis=1))
 
     def denoise(params, x, sigma, label=None, keys=None):
@@ -151,7 +151,7 @@ def edm_energy(net: Network, shape: tuple[int, ...], sigma_data: float = 0.5) ->
         return -jax.grad(lambda u: jnp.sum(psi(params, u, c_noise, label, keys)))(u)
 
     def energy(params, x, sigma, label=None, keys=None):
-        s = _per_example(sigma, x)
+        s = _as_vector(sigma)
         c_in = jax.lax.rsqrt(s**2 + sigma_data**2)
         u = _spread(c_in, x) * x
         rest = psi(params, u, jnp.log(s) / 4, _labels(label, x, net.classes), keys)
@@ -166,7 +166,7 @@ def _preconditioned(f: Callable[..., jax.Array], net: Network, shape: tuple[int,
 
     def network(params, x, sigma, label=None, keys=None):
         c_in = jax.lax.rsqrt(_spread(sigma, x) ** 2 + sigma_data**2)
-        return f(params, c_in * x, jnp.log(_per_example(sigma, x)) / 4, _labels(label, x, net.classes), keys)
+        return f(params, c_in * x, jnp.log(_as_vector(sigma)) / 4, _labels(label, x, net.classes), keys)
 
     def score(params, x, sigma, label=None, keys=None):
         # (D - x) / sigma^2 with the division done by hand: the difference loses its digits where sigma is small.
@@ -185,13 +185,14 @@ def _preconditioned(f: Callable[..., jax.Array], net: Network, shape: tuple[int,
     return ScoreModel(shape, init, network, score, denoise, classes=net.classes)
 
 
-def _per_example(sigma: jax.Array | float, x: jax.Array) -> jax.Array:
-    return jnp.broadcast_to(jnp.asarray(sigma, jnp.float32), x.shape[:1])
+def _as_vector(sigma: jax.Array | float) -> jax.Array:
+    """[b] or [1]."""
+    return jnp.atleast_1d(jnp.asarray(sigma, jnp.float32))
 
 
 def _spread(sigma: jax.Array | float, x: jax.Array) -> jax.Array:
-    """[b, 1, ...], to be multiplied with x."""
-    return expand(_per_example(sigma, x), x)
+    """[b, 1, ...] or [1, 1, ...], to be multiplied with x."""
+    return expand(_as_vector(sigma), x)
 
 
 def _labels(label: jax.Array | int | None, x: jax.Array, classes: int) -> jax.Array | None:

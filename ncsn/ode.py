@@ -78,15 +78,15 @@ def heun(score_fn: Score, sigmas: Any, churn: Churn = NO_CHURN, *, start: Start 
         return Point(begin(keys, shape))
 
     def step(keys: jax.Array, i: jax.Array, state: Point) -> tuple[Point, Info]:
-        x, b = state.x, state.x.shape[:1]
+        x = state.x
         if added.any():
             x = x + extra[i] * normal(keys, x.shape[1:], NOISE, i)
-        score = score_fn(x, jnp.full(b, t_hat[i]))
+        score = score_fn(x, t_hat[i, None])
         slope = -t_hat[i] * score
         width = t[i + 1] - t_hat[i]
 
         def corrected(x_next: jax.Array) -> jax.Array:
-            slope_next = -t[i + 1] * score_fn(x_next, jnp.full(b, t[i + 1]))
+            slope_next = -t[i + 1] * score_fn(x_next, t[i + 1, None])
             return x + width * (slope + slope_next) / 2
 
         x_next = x + width * slope
@@ -128,7 +128,7 @@ def dpm_solver(score_fn: Score, sigmas: Any, *, start: Start | None = None) -> S
 
     def step(keys: jax.Array, i: jax.Array, state: Multistep) -> tuple[Multistep, Info]:
         del keys
-        score = score_fn(state.x, jnp.full(state.x.shape[:1], t[i]))
+        score = score_fn(state.x, t[i, None])
         denoised = state.x + t[i] ** 2 * score
         extrapolated = denoised + extrapolate[i] * (denoised - state.denoised)
         x = kept[i] * state.x + (1 - kept[i]) * extrapolated
@@ -291,7 +291,7 @@ def probability_flow(
         del keys
         solved = transport(score_fn, state.x, t[i], t[i + 1], how)
         x = solved.y
-        score = score_fn(x, jnp.full(x.shape[:1], t[i + 1]))
+        score = score_fn(x, t[i + 1, None])
         if levels[-1] == 0:
             x = x + jnp.where(i == steps - 1, t[-1] ** 2, 0.0) * score
         return Point(x), Info(batch_norm(score), (t[i] - t[i + 1]) / solved.steps, solved.nfe + 1)

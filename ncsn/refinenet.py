@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from lib.conv import Conv
+from ncsn.blocks import elu, pixel_mean
 from ncsn.initial import constant, normal, uniform
 
 EPS = 1e-5
@@ -26,7 +27,7 @@ class InstanceNormPlus(nn.Module):
     """Instance normalisation that keeps the means of the channels, relative to one another (section A.1 of NCSN).
 
     x [b, h, w, c] -> gamma (normalised x + alpha (mean - its mean over channels) / its deviation over channels) + beta.
-    With `levels`, gamma, alpha and beta are [levels, c], of which `level` [b] takes rows. In float32 throughout.
+    With `levels`, gamma, alpha and beta are [levels, c], of which `level` [b] or [1] takes rows. In float32 throughout.
     """
 
     levels: int | None
@@ -39,9 +40,9 @@ class InstanceNormPlus(nn.Module):
         beta = self.param("beta", constant(0), shape)
         if self.levels is not None:
             gamma, alpha, beta = (table[level][:, None, None] for table in (gamma, alpha, beta))
-        mean = jnp.mean(x, (1, 2), keepdims=True)
+        mean = pixel_mean(x)
         centred = x - mean
-        scale = lax.rsqrt(jnp.mean(centred**2, (1, 2), keepdims=True) + EPS)
+        scale = lax.rsqrt(pixel_mean(centred**2) + EPS)
         spread = jnp.var(mean, axis=-1, keepdims=True, ddof=1)  # unbiased, as torch.var is
         relative = (mean - jnp.mean(mean, axis=-1, keepdims=True)) * lax.rsqrt(spread + EPS)
         return (gamma * scale * centred + (gamma * alpha * relative + beta)).astype(dtype)
@@ -79,9 +80,9 @@ class ResidualBlock(_Part):
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array | None) -> jax.Array:
         width, pool = x.shape[-1], self.down and self.dilation == 1
-        h = nn.elu(self.norm(x, level, "norm1"))
+        h = elu(self.norm(x, level, "norm1"))
         h = self.conv(h, width if self.down else self.features, "conv1", dilation=self.dilation)
-        h = nn.elu(self.norm(h, level, "norm2"))
+        h = elu(self.norm(h, level, "norm2"))
         h = self.conv(h, self.features, "conv2", dilation=self.dilation)
         if self.down or width != self.features:
             x = self.conv(x, self.features, "shortcut", size=1 if self.dilation == 1 else 3, dilation=self.dilation)
@@ -98,7 +99,7 @@ class ResidualConvUnits(_Part):
         for i in range(self.blocks):
             h = x
             for j in range(2):
-                h = nn.elu(self.refine_norm(h, level, f"norm{i + 1}_{j + 1}"))
+                h = elu(self.refine_norm(h, level, f"norm{i + 1}_{j + 1}"))
                 h = self.conv(h, x.shape[-1], f"conv{i + 1}_{j + 1}", use_bias=False)
             x = x + h
         return x
@@ -123,7 +124,7 @@ class ChainedPooling(_Part):
 
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array | None) -> jax.Array:
-        x = path = nn.elu(x)
+        x = path = elu(x)
         for i in range(1, 3):
             path = self.refine_norm(path, level, f"norm{i}")
             path = max_pool5(path) if self.levels is None else average_pool5(path)
@@ -152,8 +153,9 @@ class Refine(_Part):
 class RefineNet(_Part):
     """Images [b, h, w, c] in [0, 1] -> float32 [b, h, w, c]; height and width even.
 
-    With `levels`, NCSN's CondRefineNetDilated with `level` int [b]; without, NCSNv2's network before the division by
-    sigma. `ngf` is the width at full resolution; it doubles at the half, where the rest of the encoder stays.
+    With `levels`, NCSN's CondRefineNetDilated with `level` int [b], or [1] for all; without, NCSNv2's network before
+    the division by sigma. `ngf` is the width at full resolution; it doubles at the half, where the rest of the encoder
+    stays.
     """
 
     ngf: int
@@ -171,7 +173,7 @@ class RefineNet(_Part):
         h = Refine(*part, 2 * n, name="refine2")([stages[2], h], level)
         h = Refine(*part, n, name="refine3")([stages[1], h], level)
         h = Refine(*part, n, last_units=3, name="refine4")([stages[0], h], level)
-        h = nn.elu(self.norm(h.astype(jnp.float32), level, "norm"))
+        h = elu(self.norm(h.astype(jnp.float32), level, "norm"))
         return self.conv(h, channels, "end", dtype=jnp.float32)
 
 

@@ -5,9 +5,10 @@
     draw = compile_sampler(lambda params, rows: ..., shape, mesh)
     samples, diagnostics = draw(params, key, count)
 
-A sampler takes any score function `score_fn(x [b, ...], sigma [b]) -> [b, ...]`, the score of data convolved with
-N(0, sigma^2 I), and its `x` is always data plus noise of a known sigma: processes that also shrink the data (VP,
-sub-VP) are followed in the coordinates x / scale.
+A sampler takes any score function `score_fn(x [b, ...], sigma [b] or [1]) -> [b, ...]`, the score of data convolved
+with N(0, sigma^2 I), and its `x` is always data plus noise of a known sigma: processes that also shrink the data (VP,
+sub-VP) are followed in the coordinates x / scale. Where all samples of a step have the same sigma it is given once,
+as [1], so that what a network computes from it alone, often most of a small network's work, is computed once.
 
 Sample i draws all its random numbers from `fold_in(key, i)` and computes in row i % width of a program whose shape is
 always [width] on every device. So neither the number of samples asked for nor that of devices changes a bit of it: the
@@ -130,7 +131,7 @@ def linear_step(
 ) -> tuple[jax.Array, jax.Array]:
     """Step i of `rule`: the next x, and the score at x."""
     levels, keep, drift, noise = (jnp.asarray(a, jnp.float32) for a in rule)
-    score = score_fn(x, jnp.full(x.shape[:1], levels[i]))
+    score = score_fn(x, levels[i, None])
     x = keep[i] * x + drift[i] * score
     if np.any(rule.noise):
         x = x + noise[i] * normal(keys, x.shape[1:], NOISE, i)
@@ -220,8 +221,8 @@ def compile_sampler(
         carry, told = jax.lax.scan(one, carry, numbers)
         return carry, jax.tree.map(lambda a: a.T, told)  # [width, steps]
 
-    begin_all = _on_mesh(begin, mesh, (P(), P(), P(DATA), P(DATA)))
-    advance_all = _on_mesh(advance, mesh, (P(DATA), P(), P(DATA), P(DATA), P()), donate=True)
+    begin_all = on_mesh(begin, mesh, (P(), P(), P(DATA), P(DATA)))
+    advance_all = on_mesh(advance, mesh, (P(DATA), P(), P(DATA), P(DATA), P()), donate=True)
 
     def draw(
         params: Any, key: jax.Array, count: int, rows: Any = (), *, first: int = 0, progress: str | None = None
@@ -269,7 +270,7 @@ def compile_rows(fn: Callable[[Any, jax.Array, Any], Any], mesh: Mesh, width: in
     def block(params: Any, key: jax.Array, indices: jax.Array, rows: Any) -> Any:
         return fn(params, jax.vmap(jax.random.fold_in, (None, 0))(key, indices), rows)
 
-    block_all = _on_mesh(block, mesh, (P(), P(), P(DATA), P(DATA)))
+    block_all = on_mesh(block, mesh, (P(), P(), P(DATA), P(DATA)))
 
     def call(params: Any, key: jax.Array, rows: Any, *, first: int = 0, progress: str | None = None) -> Any:
         blocks = _Blocks(mesh, width, first, len(jax.tree.leaves(rows)[0]), rows)
@@ -321,7 +322,7 @@ class _Blocks:
             yield *place((indices, rows), self.mesh, P(DATA)), wanted
 
 
-def _on_mesh(fn: Callable, mesh: Mesh, in_specs: tuple[P, ...], *, donate: bool = False) -> Callable:
+def on_mesh(fn: Callable, mesh: Mesh, in_specs: tuple[P, ...], *, donate: bool = False) -> Callable:
     """Rows spread over devices. The same options on any number of devices, since they too decide the order of sums."""
     mapped = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=P(DATA), check_vma=False)  # no collectives
     cpu = mesh.devices.flat[0].platform == "cpu"

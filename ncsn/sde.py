@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from lib.run import UserError
 from ncsn.noise import Draw, expand
 
-Score = Callable[[jax.Array, jax.Array], jax.Array]  # (x [b, ...], sigma or time [b]) -> [b, ...]
+Score = Callable[[jax.Array, jax.Array], jax.Array]  # (x [b, ...], sigma or time [b] or [1]) -> [b, ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,7 +97,7 @@ def underdamped_langevin(
         one = mapped_together(descent, y0, jnp.full(len(y0), t[i]))
         y, w = jax.vmap(partial(level, one), (0, 0, 0, None))(y0, step_size * state.v, fold(keys), t[i])
         x, b = t[i] * y, state.x.shape[:1]
-        score = score_fn(x, jnp.full(b, t[i]))
+        score = score_fn(x, t[i, None])
         if denoise:
             x = x + jnp.where(i == len(levels) - 1, t[i] ** 2, 0.0) * score
         told = Info(batch_norm(score), jnp.full(b, step_size * t[i]), jnp.full(b, nfe, jnp.int32))

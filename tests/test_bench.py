@@ -13,6 +13,7 @@ from hnn import timing
 from hnn.data import load_npz
 from launch.bench import hnn as bench
 from launch.bench.__main__ import page
+from lib.child import Child
 from lib.run import UserError
 
 
@@ -108,7 +109,7 @@ def test_a_request_that_cannot_be_met(prepare):
 
 @pytest.mark.slow
 def test_the_child_answers_and_ends_with_its_input(prepare):
-    with bench.Child() as child:
+    with Child("hnn.timing") as child:
         assert child.ask("prepare", **{k: v for k, v in prepare.items() if k != "do"})["points"] == 100
         with pytest.raises(UserError, match="ended without an answer"):
             child.ask("fly")
@@ -128,8 +129,15 @@ def test_the_page_of_ratios():
     environment = {"utc_start": "2020-01-02T", "cores": 2, "versions": {"jax": "0"}, "python": "3"}
     variants = {"ours": {"median_ms": 500.0}, "torch contiguous": {"median_ms": 600.0}}
     features = {"ours": {"median_per_s": 9.0}, "torch channels_last": {"median_per_s": 6.0}}
+    chain = {"samples_per_s": 30.0, "first_s": 6.0, "peak_mib": 512.0}
+    problem = {
+        "variants": {"chain": chain, "torch contiguous": chain | {"samples_per_s": 20.0}},
+        "parameters": 12345, "count": 64, "evaluations": 35, "chain_per_evaluations": 0.97,
+        "chain_per_compiled_evaluations": 1.01,
+    }  # fmt: skip
     text = page(
         {
+            "ncsn": {"cores": 2, "problems": {"unet": problem}},
             "convolution": {"variants": variants, "steps_per_round": 8, "cores": 2},
             "inception": {"variants": features, "batch": 32, "cores": 2},
             "hnn": {
@@ -143,3 +151,5 @@ def test_the_page_of_ratios():
     assert "| torch channels_last | 6.00 | 1.50 |" in text
     assert "| spring | hnn | 400 | 100 | 4.00 | 160 | 2.50 |" in text
     assert "| spring | 0.500 | 0.100 | 9.00 | 18.0 |" in text
+    assert "| EDM's U-Net, Heun's method | torch contiguous | 20.0 | 1.50 | 6.0 | 512 |" in text
+    assert "| EDM's U-Net, Heun's method | 12,345 | 64 | 35 | 0.97 | 1.01 |" in text

@@ -21,7 +21,7 @@ LEVELS = [4.0, 2.0, 1.0, 0.5, 0.0]
 
 def network(params, x, sigma):
     """A score whose matrix products sum in an order that depends on their shape."""
-    inputs = jnp.concatenate([x, jnp.log(sigma)[:, None]], axis=1)
+    inputs = jnp.concatenate([x, jnp.broadcast_to(jnp.log(sigma)[:, None], (len(x), 1))], axis=1)
     return (jnp.tanh(inputs @ params["w"]) @ params["v"] - x) / (1 + sigma[:, None] ** 2)
 
 

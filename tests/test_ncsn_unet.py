@@ -10,7 +10,7 @@ from ncsn_networks import generator, random_params
 
 from lib.run import UserError
 from ncsn import unet
-from ncsn.blocks import MLP
+from ncsn.blocks import MLP, elu, pixel_mean
 from ncsn.initial import initialised
 from ncsn.model import edm, edm_energy
 from ncsn.unet import UNet
@@ -71,6 +71,37 @@ def test_dropout_by_the_keys_of_examples():
     changed = denoise(params, X, SIGMA, LABEL, KEYS.at[1].set(jax.random.key(9)))
     np.testing.assert_array_equal(changed[::2], dropped[::2])
     assert np.abs(changed[1] - dropped[1]).max() > 1e-3
+
+
+def test_means_over_pixels_and_their_derivatives():
+    """Also the second one, in which energies are trained."""
+    x, v = (np.float32(generator(name).normal(size=(2, 32, 64, 4))) for name in ("mean", "direction"))
+
+    def derivatives(mean):
+        value = lambda x: jnp.sum(mean(x**3) ** 2)  # noqa: E731
+        along = lambda x: jnp.sum(v * jax.grad(value)(x))  # noqa: E731
+        return jax.jit(lambda x: (mean(x), jax.grad(value)(x), jax.grad(along)(x)))(x)
+
+    expected = derivatives(lambda x: jnp.mean(x, (1, 2), keepdims=True))
+    for found, wanted in zip(derivatives(pixel_mean), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_group_norm_of_large_images():
+    """Where its sums are matrix products on a CPU."""
+    x = np.float32(3 + 2 * generator("large").normal(size=(2, 32, 16, 24)))
+    norm = unet.GroupNorm()
+    found = norm.apply({"params": {"scale": np.full(24, 2.0, np.float32), "bias": np.ones(24, np.float32)}}, x)
+    grouped = x.reshape(2, 32 * 16, 6, 4).astype(np.float64)
+    mean, variance = (f(grouped, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
+    expected = 1 + 2 * (grouped - mean) / np.sqrt(variance + unet.EPS)
+    np.testing.assert_allclose(found, expected.reshape(x.shape), atol=1e-5)
+
+
+def test_elu_is_flax_s_up_to_rounding():
+    x = np.float32([-100, -1, -1e-4, -0.0, 0, 1e-4, 3, np.inf, -np.inf])
+    for found, wanted in ((elu(x), jax.nn.elu(x)), (jax.vmap(jax.grad(elu))(x), jax.vmap(jax.grad(jax.nn.elu))(x))):
+        np.testing.assert_allclose(found, wanted, atol=1e-7)
 
 
 def test_gradients_reach_every_parameter_of_a_block():

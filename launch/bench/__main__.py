@@ -15,7 +15,7 @@ from typing import Any
 from lib.config import parse
 from lib.run import UserError, command, read_json, write_text
 
-BENCHMARKS = ("convolution", "hnn", "inception")
+BENCHMARKS = ("convolution", "hnn", "ncsn", "inception")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def page(results: dict[str, Any]) -> str:
             "",
             *_convolution(results["convolution"]),
             *_hnn(results["hnn"]["tasks"]),
+            *_ncsn(results["ncsn"]),
             *_inception(results["inception"]),
         ]
     )
@@ -119,6 +120,44 @@ def _hnn(tasks: dict[str, Any]) -> list[str]:
                 f"lean {r['torch_s']:.1f} s ({r['torch_steps']} steps): {r['ratio']:.1f} times shorter, "
                 f"{r['ratio_with_compilation']:.1f} with compilation.",
             ]
+    return [*lines, ""]
+
+
+NETWORKS = {
+    "mlp": "MLP, annealed Langevin",
+    "unet": "EDM's U-Net, Heun's method",
+    "refinenet": "NCSN's RefineNet, annealed Langevin",
+}
+
+
+def _ncsn(r: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Sampling from score networks",
+        "",
+        "The whole chain as one program, the same steps compiled and called from Python, both with the samples spread "
+        f"over {r['cores']} CPU devices, and PyTorch, eager, with {r['cores']} threads; random weights, the same on "
+        "all sides. First calls include compilation; peak memory is that of a process with this variant alone.",
+        "",
+        "| network | variant | samples/s | chain / it | first call, s | peak memory, MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, problem in r["problems"].items():
+        variants = problem["variants"]
+        for variant, v in variants.items():
+            ratio = variants["chain"]["samples_per_s"] / v["samples_per_s"]
+            cells = [f"{v['samples_per_s']:.1f}", f"{ratio:.2f}", f"{v['first_s']:.1f}", f"{v['peak_mib']:.0f}"]
+            lines.append("| " + " | ".join([NETWORKS[name], variant, *cells]) + " |")
+    lines += [
+        "",
+        "The chain beside as many evaluations of its network, called one by one and as one program:",
+        "",
+        "| network | parameters | samples | evaluations of each | chain / called | chain / one program |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, p in r["problems"].items():
+        counts = [f"{p[key]:,}" for key in ("parameters", "count", "evaluations")]
+        ratios = [f"{p[key]:.2f}" for key in ("chain_per_evaluations", "chain_per_compiled_evaluations")]
+        lines.append("| " + " | ".join([NETWORKS[name], *counts, *ratios]) + " |")
     return [*lines, ""]
 
 

@@ -19,10 +19,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lib.child import Child
 from lib.run import UserError, command, environment, write_json
 
 if TYPE_CHECKING:
@@ -52,30 +51,6 @@ SCHEDULES = (800, 1000, 1200, 1400, 1600, 1800, 2000, 2500, 3000, 4000, 5000)
 DESCRIPTION = "Hamiltonian networks: this project against PyTorch with the original recipe."
 
 Numbers = dict[str, Any]
-
-
-class Child:
-    """`python -m hnn.timing`, asked in lines of JSON."""
-
-    def __enter__(self) -> Child:
-        command_line = [sys.executable, "-m", "hnn.timing"]
-        self._process = subprocess.Popen(command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._process.communicate()  # closes its stdin, upon which it ends
-
-    def ask(self, do: str, **arguments: Any) -> Numbers:
-        """The answer to one request. Raises UserError where the child has ended; its own message is on stderr."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            print(json.dumps({"do": do, **arguments}), file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            raise UserError("python -m hnn.timing ended before it was asked") from None
-        line = self._process.stdout.readline()
-        if not line:
-            raise UserError(f"python -m hnn.timing ended without an answer to {do!r}")
-        return json.loads(line)
 
 
 def spread(seconds: list[float], steps: int | None = None) -> Numbers:
@@ -316,7 +291,7 @@ def main(argv: Sequence[str]) -> None:
 
     results: Numbers = {}
     load_before = os.getloadavg()
-    with tempfile.TemporaryDirectory() as folder, Child() as child:
+    with tempfile.TemporaryDirectory() as folder, Child("hnn.timing") as child:
         for task in args.tasks:
             results[task] = measure(child, task, Path(folder), args.rounds)
             print(table(task, results[task]), flush=True)
