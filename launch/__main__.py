@@ -7,8 +7,8 @@ from launch import demo, local, reproduce
 from lib.run import UserError, command
 
 _USAGE = (
-    "usage: python -m launch local [--processes N] [--grace-s S] -- COMMAND... | python -m launch reproduce hnn|metrics "
-    "| python -m launch demo"
+    "usage: python -m launch local [--processes N] [--grace-s S] -- COMMAND... | "
+    "python -m launch reproduce hnn|metrics | python -m launch demo"
 )
 
 

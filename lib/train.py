@@ -56,9 +56,7 @@ def init_state(params: Any, tx: optax.GradientTransformation, key: jax.Array, *,
     return State(jnp.zeros((), jnp.int32), params, tx.init(params), average, (), key)
 
 
-def make_step(
-    loss: Loss, tx: optax.GradientTransformation, *, ema_decay: float | optax.Schedule | None = None
-) -> Step:
+def make_step(loss: Loss, tx: optax.GradientTransformation, *, ema_decay: float | optax.Schedule | None = None) -> Step:
     """The plain training step: gradient of `loss(params, batch, key) -> (scalar, metrics)`, then `tx`.
 
     `ema_decay`: of the average of parameters, a number or a function of the step.

@@ -292,7 +292,7 @@ PRESETS: dict[str, Config] = {
         Noise("ladder", sigma_min=1.0, sigma_max=20.0, levels=20),
         Optim(steps=3000, batch_size=256, lr=3e-3, final_lr=0.0, warmup=0.05, b2=0.99),
         Sampling("annealed_langevin", nfe=1000, step_size=0.2, denoise=False),
-        Evaluation(samples=4096, samplers=("annealed_langevin:1000",), likelihood_images=0),
+        Evaluation(samples=4096, samplers=("annealed_langevin:1000", "heun:35"), likelihood_images=0),
     ),
     "digits_v1": replace(
         _V1,

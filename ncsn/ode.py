@@ -214,9 +214,9 @@ def solve(field: Callable[..., Any], y0: Any, args: Any, log_sigma0: Any, log_si
 def mapped_together(field: Callable[..., Any], *like: Any) -> Callable[..., Any]:
     """A function of one sample, (y, *args) -> a tree like y, that under `jax.vmap` is `field` of the whole batch.
 
-    `like`: the arguments of `field` for a batch, or their shapes. So a solver can be written, and mapped, for one sample
-    with steps of its own, while networks and conditions see the batch as it is. It must be mapped: alone it only has
-    the right shapes.
+    `like`: the arguments of `field` for a batch, or their shapes. So a solver can be written, and mapped, for one
+    sample with steps of its own, while networks and conditions see the batch as it is. It must be mapped: alone it
+    only has the right shapes.
     """
     # What the field has closed over (weights, labels) may be traced, and a custom rule must be given such things.
     closed, out = jax.make_jaxpr(field, return_shape=True)(*like)

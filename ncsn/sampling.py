@@ -157,8 +157,8 @@ def draw_samples(
     """`count` samples by one compiled chain. Sample i depends on the seed and on i alone.
 
     `label` [count] is for networks that know classes; where none are given, sample i is of class i modulo their
-    number. `wrap(sampler, rows)` puts a condition on them, whose data `condition` are arrays [count, ...]. `frames`: how
-    many states along the chain to keep, where it has so many.
+    number. `wrap(sampler, rows)` puts a condition on them, whose data `condition` are arrays [count, ...]. `frames`:
+    how many states along the chain to keep, where it has so many.
     """
     steps = len(make_sampler(config, trained.facts, options, lambda x, sigma: x).levels) - 1
     if trained.model.classes:

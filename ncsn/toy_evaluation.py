@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,9 @@ import numpy as np
 from lib import plot
 from lib.metrics.toys import mmd
 from lib.shard import local_mesh
-from ncsn import langevin
-from ncsn.config import Config, parse_sampler
+from ncsn.config import Config, Sampling, parse_sampler
 from ncsn.experiment import Trained, ladder
-from ncsn.samplers import Sampler, compile_sampler, uniform
+from ncsn.samplers import Sampler, compile_sampler
 from ncsn.sampling import make_sampler
 from ncsn.sde import Score
 from ncsn.toys import NCSN_TOY, Mixture
@@ -26,10 +26,12 @@ _TRUTH: Mixture = NCSN_TOY
 _KEY = 20190712
 _GRID = 81
 _REACH = 8.0
+_STEP = 0.05  # of plain Langevin dynamics
+_COMPARED = 2000  # points
 
 
 def score_error(score_fn: Score, sigma: float, count: int = 4096) -> float:
-    """|score - exact score|^2 over |exact score|^2, both in the mean over the density at noise level sigma; its root."""
+    """The root of |score - exact score|^2 over |exact score|^2, both in the mean over the density at noise sigma."""
     keys = jax.random.split(jax.random.key(_KEY), count)
 
     @jax.jit
@@ -50,36 +52,31 @@ def heavy_mode_weight(x: np.ndarray) -> float:
 def evaluate(config: Config, trained: Trained, out: Path) -> tuple[dict[str, float], list[Picture]]:
     """Numbers NAME.METRIC and pictures. NAME.analytic.METRIC: the same chain on the exact score."""
     mesh, count = local_mesh(), config.evaluation.samples
-    sigmas = ladder(config, trained.facts)
-    learned = lambda params, x, sigma: trained.model.score(params, x, sigma)  # noqa: E731
+    learned = trained.model.score
     exact = lambda params, x, sigma: _TRUTH.score(x, sigma)  # noqa: E731
-    errors = {float(s): score_error(partial(learned, trained.params), float(s)) for s in sigmas[:: len(sigmas) // 5]}
-    errors[float(sigmas[-1])] = score_error(partial(learned, trained.params), float(sigmas[-1]))
+    sigmas = ladder(config, trained.facts)
+    lowest = float(sigmas[-1])
+    some = [*sigmas[:: max(1, len(sigmas) // 5)], lowest]
+    errors = {float(s): score_error(partial(learned, trained.params), float(s)) for s in some}
     numbers = {"score.relative_error": max(errors.values())}
     numbers |= {f"score.relative_error_sigma_{s:.3g}": error for s, error in errors.items()}
-    numbers["score.relative_error_lowest_sigma"] = errors[float(sigmas[-1])]
 
-    draws = np.asarray(jax.jit(_TRUTH.sample)(jax.random.split(jax.random.key(_KEY + 1), count)))
-    chains = {name: partial(_chain, config, trained, name) for name in config.evaluation.samplers}
-    chains["langevin"] = lambda score_fn: langevin.langevin(
-        score_fn, float(sigmas[-1]), 0.05, config.sampling.nfe, start=uniform(-_REACH, _REACH)
-    )
-    clouds = {"data": draws}
-    for label, build in chains.items():
-        name = label.partition(":")[0]
-        for kind, field in (("", learned), (".analytic", exact)):
-            sampler = compile_sampler(lambda p, rows, f=field, b=build: b(partial(f, p)), (2,), mesh)
-            x, diagnostics = sampler(trained.params, jax.random.key(config.seed), count)
-            numbers[f"{name}{kind}.heavy_mode_weight"] = heavy_mode_weight(x)
-            noisy = np.asarray(
-                jax.jit(partial(_TRUTH.sample, sigma=float(sigmas[-1])))(jax.random.split(jax.random.key(_KEY + 2), count))
-            )  # fmt: skip
-            truth = noisy if name == "langevin" or not config.sampling.denoise else draws
-            numbers[f"{name}{kind}.mmd"] = mmd(truth[:2000], x[:2000]).value
-            numbers[f"{name}{kind}.nfe"] = float(diagnostics.nfe.mean())
-            clouds[f"{name}{kind}"] = x
+    ends = 0.0 if config.sampling.denoise else lowest
+    keys = jax.random.split(jax.random.key(_KEY + 1), count)
+    clouds = {"data": np.asarray(jax.jit(partial(_TRUTH.sample, sigma=ends))(keys))}
+    chains = {text: parse_sampler(text, config.sampling) for text in config.evaluation.samplers}
+    chains["langevin"] = replace(config.sampling, sampler="langevin", step_size=_STEP)
+    for text, options in chains.items():
+        for variant, field in (("", learned), (".analytic", exact)):
+            name = text.partition(":")[0] + variant
+            build = partial(_build, config, trained, options, field)
+            x, diagnostics = compile_sampler(build, (2,), mesh)(trained.params, jax.random.key(config.seed), count)
+            numbers[f"{name}.heavy_mode_weight"] = heavy_mode_weight(x)
+            numbers[f"{name}.mmd"] = mmd(clouds["data"][:_COMPARED], x[:_COMPARED]).value
+            numbers[f"{name}.nfe"] = float(diagnostics.nfe.mean())
+            clouds[name] = x
     pictures = [
-        (_fields(out / "fields.png", partial(learned, trained.params), float(sigmas[-1])), _FIELDS_CAPTION),
+        (_fields(out / "fields.png", partial(learned, trained.params), lowest), _FIELDS_CAPTION),
         (_clouds(out / "samples.png", clouds), _CLOUDS_CAPTION),
     ]
     return numbers, pictures
@@ -95,8 +92,9 @@ _CLOUDS_CAPTION = (
 )
 
 
-def _chain(config: Config, trained: Trained, text: str, score_fn: Score) -> Sampler:
-    return make_sampler(config, trained.facts, parse_sampler(text, config.sampling), score_fn)
+def _build(config: Config, trained: Trained, options: Sampling, field: Any, params: Any, rows: Any) -> Sampler:
+    del rows
+    return make_sampler(config, trained.facts, options, partial(field, params))
 
 
 def _fields(path: Path, score_fn: Score, sigma: float) -> Path:
@@ -129,9 +127,10 @@ def _clouds(path: Path, clouds: dict[str, np.ndarray]) -> Path:
 
 
 PROTOCOL = (
-    "0.8 N((5, 5), I) + 0.2 N((-5, -5), I). heavy_mode_weight: share of samples nearer to (5, 5). score.relative_error: "
-    "root of the mean squared error of the learned score over the mean squared exact score, both weighted by the density "
-    "of the noisy data, at the noise level where it is largest. .analytic: the same chain on the exact score. langevin: "
-    "as many steps at the lowest noise level from uniform points in [-8, 8]^2. mmd: squared discrepancy from the exact "
-    "distribution at the noise level where the chain ends, Gaussian kernels, 2,000 points."
+    "0.8 N((5, 5), I) + 0.2 N((-5, -5), I). heavy_mode_weight: share of samples nearer to (5, 5). "
+    "score.relative_error: root of the mean squared error of the learned score over the mean squared exact score, both "
+    "weighted by the density of the noisy data, at the noise level where it is largest. .analytic: the same chain on "
+    "the exact score. langevin: as many steps as the run's own sampler, at the lowest noise level from uniform points "
+    "in [-8, 8]^2. mmd: squared discrepancy from the exact distribution at the noise level where the chain ends, Gaussian "
+    "kernels, 2,000 points."
 )

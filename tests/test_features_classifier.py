@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from scipy.special import expit, softmax
 
 from lib import config as configs
-from lib.data import Resident
+from lib.data import Resident, load_labelled
 from lib.features import classifier, recipes, training
 from lib.features.augment import augment
 from lib.features.calibration import fit_temperature, negative_log_likelihood, score

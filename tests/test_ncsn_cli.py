@@ -18,7 +18,7 @@ from lib.checkpoint import Checkpoints
 from lib.run import RunFolder, write_json
 from ncsn import experiment
 from ncsn.__main__ import main
-from ncsn.config import Config, Data, Evaluation, Network, Noise, Optim
+from ncsn.config import Config, Data, Evaluation, Network, Optim
 from ncsn.data import Facts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,17 +195,17 @@ def test_samples_to_every_kind_of_file(here):
 
 
 def test_inpainting_keeps_what_is_known(here):
-    code, out, err = here("inpaint grey photos/0.png --mask left --count 2 --sampler ancestral --nfe 4")
+    code, _, err = here("inpaint grey photos/0.png --mask left --count 2 --sampler ancestral --nfe 4")
     assert code == 0, err
     sheet = images.to_uint8(images.read(Path("inpainted.png"))).mean(-1)
-    whole, known, first, second = (sheet[2:10, 2 + 10 * i : 10 + 10 * i] for i in range(4))
+    whole, _, first, second = (sheet[2:10, 2 + 10 * i : 10 + 10 * i] for i in range(4))
     np.testing.assert_array_equal(first[:, 4:], whole[:, 4:])
     np.testing.assert_array_equal(second[:, 4:], whole[:, 4:])
     assert (first[:, :4] != second[:, :4]).any()
 
 
 def test_colours_of_a_grey_image(here):
-    code, out, err = here("colorize colour photos/0.png --count 2 --sampler ancestral --nfe 4 --out c.png")
+    code, _, err = here("colorize colour photos/0.png --count 2 --sampler ancestral --nfe 4 --out c.png")
     assert code == 0, err
     sheet = images.read(Path("c.png"))
     grey, first = sheet[2:10, 2:10], sheet[2:10, 12:20]

@@ -62,7 +62,8 @@ def test_self_contained(page):
 def test_pages_in_one(page, tmp_path):
     single = tmp_path / "report.html"
     reader = Reader()
-    reader.feed(report.join([single, single], tmp_path / "both.html", title="Two <of> them").read_text(encoding="utf-8"))
+    both = report.join([single, single], tmp_path / "both.html", title="Two <of> them")
+    reader.feed(both.read_text(encoding="utf-8"))
     assert reader.open == [] and reader.tags.count("h1") == 2 and reader.tags.count("style") == 1
     assert len(reader.sources) == 4
 
