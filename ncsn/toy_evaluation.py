@@ -130,7 +130,7 @@ PROTOCOL = (
     "0.8 N((5, 5), I) + 0.2 N((-5, -5), I). heavy_mode_weight: share of samples nearer to (5, 5). "
     "score.relative_error: root of the mean squared error of the learned score over the mean squared exact score, both "
     "weighted by the density of the noisy data, at the noise level where it is largest. .analytic: the same chain on "
-    "the exact score. langevin: as many steps as the run's own sampler, at the lowest noise level from uniform points "
-    "in [-8, 8]^2. mmd: squared discrepancy from the exact distribution at the noise level where the chain ends, Gaussian "
-    "kernels, 2,000 points."
+    "the exact score. langevin: as many steps as the run's own sampler, at the lowest noise level from uniform "
+    "points in [-8, 8]^2. mmd: squared discrepancy from the exact distribution at the noise level where the "
+    "chain ends, Gaussian kernels, 2,000 points."
 )
