@@ -92,9 +92,9 @@ def sets(name: str, test: np.ndarray) -> dict[str, Images]:
     return {label: of_array(images, f"{name}:test, {label}") for label, images in out.items()}
 
 
-def badness(metric: str, value: float) -> float:
-    """A number that grows as the metric says worse."""
-    return {"lower": value, "higher": -value, "0.5": abs(value - 0.5)}[BETTER[metric]]
+def badness(metric: str, value: float, held_out: float) -> float:
+    """A number that grows as the metric says worse; `held_out` is what it says of unchanged test images."""
+    return {"lower": value, "higher": -value, "as held-out": abs(value - held_out)}[BETTER[metric]]
 
 
 def disorder(metric: str, chain: Sequence[str], results: dict[str, dict[str, Result]]) -> str:
@@ -107,7 +107,7 @@ def disorder(metric: str, chain: Sequence[str], results: dict[str, dict[str, Res
     for i in range(len(chain) - 1):
         before, after = values[i], values[i + 1]
         at_floor = BETTER[metric] != "lower" and before == after == 0
-        if not at_floor and not badness(metric, after) > badness(metric, before):
+        if not at_floor and not badness(metric, after, values[0]) > badness(metric, before, values[0]):
             return f"{chain[i]}, {chain[i + 1]}"
     return ""
 
@@ -127,7 +127,8 @@ def page(record: dict[str, Any], found: dict[str, dict[str, dict[str, Result]]])
         "pixels) or with Gaussian noise (standard deviation of 255), rounded to 8 bits; for MNIST also uniform noise "
         "instead. Features are those of our own small classifiers, so these are distances of their own kind: no "
         "number compares with a published FID. ± is one standard deviation, of what metrics.json says. *Order*: "
-        "whether every step from left to right is called worse (copying: further from 0.5), or is at 0 already; "
+        "whether every step from left to right is called worse (copying: further from that of the test images), or is "
+        "at 0 already; "
         f"{' and '.join(BARELY)} do not count: they are there to show which metrics see that little.",
     ]
     for name, results in found.items():
@@ -164,7 +165,7 @@ def plot(results: dict[str, dict[str, Result]], path: Path) -> Path:
             # a whole power of ten, or its ticks crowd around zero
             noise = max(abs(test.value), 2 * test.uncertainty, 1e-9)
             ax.set_yscale("symlog", linthresh=10.0 ** np.ceil(np.log10(noise)))
-        ax.set_title(f"{metric} ({BETTER[metric]} is better)" if BETTER[metric] != "0.5" else f"{metric} (fresh: 0.5)")
+        ax.set_title(f"{metric} ({BETTER[metric]}{' is better' if metric != 'copying' else ''})")
         ax.set_xticks(range(5), ["none", "barely", "weak", "medium", "strong"], fontsize=7)
     axes[0, 0].legend()
     net = results["test"][keys[0]].protocol.features

@@ -82,7 +82,7 @@ PRESETS = {
     "mnist": Config("mnist_cnn", "mnist", widths=(24, 48, 96), steps=1500, flip=False, holdout=2000),
     "cifar10": _CIFAR10,
     "cifar10_judge_a": dataclasses.replace(
-        _CIFAR10, name="cifar10_judge_a", widths=(32, 64, 96), head="sigmoid", label_smoothing=0.0, seed=1
+        _CIFAR10, name="cifar10_judge_a", head="sigmoid", label_smoothing=0.0, seed=1
     ),
     "cifar10_judge_b": dataclasses.replace(
         _CIFAR10, name="cifar10_judge_b", kind="residual", head="sigmoid", label_smoothing=0.0, seed=2
