@@ -307,7 +307,8 @@ PRESETS: dict[str, Config] = {
     "digits_edm": replace(
         _EDM,
         data=_DIGITS,
-        network=Network(width=16, multipliers=(1, 2), class_conditional=True),
+        network=Network(width=16, multipliers=(1, 2), blocks=1, class_conditional=True),
+        noise=Noise(P_mean=0.5, P_std=1.5),
         optim=replace(_EDM.optim, steps=800, lr=4e-3, label_dropout=0.1),
         checkpoint_every=500,
     ),
@@ -316,7 +317,9 @@ PRESETS: dict[str, Config] = {
     "mnist_edm": replace(
         _EDM,
         data=Data("mnist"),
-        network=Network(width=32, multipliers=(1, 2, 3), class_conditional=True),
+        network=Network(width=32, multipliers=(1, 2), blocks=1, patch_px=2, class_conditional=True),
+        # EDM's own levels, for photographs, hardly visit those at which a digit's class and shape are decided.
+        noise=Noise(P_mean=0.5, P_std=1.5),
         optim=replace(_EDM.optim, steps=10_000, lr=2e-3, label_dropout=0.1),
         evaluation=replace(_EDM.evaluation, samples=5000),
     ),
