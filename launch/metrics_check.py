@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 
-from lib.config import parse
+from lib.config import options_of, parse
 from lib.data import load_tfds
 from lib.images import to_uint8
 from lib.metrics.images import Images, of_array, open_images
@@ -60,9 +60,7 @@ def main(args: Sequence[str]) -> None:
             found[name][label] = measure(real, images, instrument, progress=_bar)
     options.out.mkdir(parents=True, exist_ok=True)
     plot(found["cifar10"], options.out / "metrics.png")
-    command = "python -m launch reproduce metrics"
-    if options.images != Check.images:
-        command += f" --images {options.images}"
+    command = " ".join(["python -m launch reproduce metrics", *options_of(options, Check(), without=("out",))])
     record = {"command": command, "environment": {k: v for k, v in environment().items() if k != "argv"}}
     numbers = {name: {label: to_json(results) for label, results in of.items()} for name, of in found.items()}
     write_json(options.out / "metrics.json", record | {"results": numbers})
@@ -104,10 +102,10 @@ def disorder(metric: str, chain: Sequence[str], results: dict[str, dict[str, Res
     """
     chain = [label for label in chain if label not in BARELY]
     values = [next(r.value for key, r in results[label].items() if key.split(".")[0] == metric) for label in chain]
+    bad = [badness(metric, value, values[0]) for value in values]
     for i in range(len(chain) - 1):
-        before, after = values[i], values[i + 1]
-        at_floor = BETTER[metric] != "lower" and before == after == 0
-        if not at_floor and not badness(metric, after, values[0]) > badness(metric, before, values[0]):
+        at_floor = BETTER[metric] != "lower" and values[i] == values[i + 1] == 0
+        if not at_floor and not bad[i + 1] > bad[i]:
             return f"{chain[i]}, {chain[i + 1]}"
     return ""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.published import HNN
-from lib.config import parse
+from lib.config import options_of, parse
 from lib.report import number
 from lib.run import UserError, read_json, write_json, write_text
 
@@ -48,10 +48,8 @@ def main(args: Sequence[str]) -> None:
             "original_recipe": _run(f"{task}_original", options.runs),
             "ours": _run(task, options.runs),
         }
-    # Without --runs and --out, which are places on one machine.
-    command = "python -m launch reproduce hnn"
-    if options.tasks != tuple(HNN):
-        command += " ".join([" --tasks", *options.tasks])
+    # Without those that are places on one machine.
+    command = " ".join(["python -m launch reproduce hnn", *options_of(options, Reproduce(), without=("runs", "out"))])
     options.out.mkdir(parents=True, exist_ok=True)
     runs = {
         preset: _environment(options.runs / preset) for task in options.tasks for preset in (task, f"{task}_original")

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,6 +80,17 @@ def starting_point(
     if default is None:
         raise UserError(f"which preset? choose from {', '.join(presets)}")
     return default, None, rest
+
+
+def options_of(config: Any, default: Any, *, without: Collection[str] = ()) -> list[str]:
+    """The words that make the dataclass `config` of `default` on a command line; fields `without` are left out."""
+    words = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in without and value != getattr(default, field.name):
+            words.append(f"--{field.name.replace('_', '-')}")
+            words += map(str, value if isinstance(value, tuple) else [value])
+    return words
 
 
 def to_json(config: Any) -> dict[str, Any]:

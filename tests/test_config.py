@@ -129,3 +129,12 @@ def test_wrong_json_names_the_field(change, message):
 def test_json_that_is_no_object():
     with pytest.raises(UserError, match="config: expected an object"):
         config.from_json(Config, [1, 2])
+
+
+def test_the_options_that_make_a_configuration():
+    default = Config()
+    changed = dataclasses.replace(default, layers=(4, 5), noise=0.25, solver="euler")
+    words = config.options_of(changed, default, without=("solver",))
+    assert words == ["--layers", "4", "5", "--noise", "0.25"]
+    assert config.parse(default, words, "prog") == dataclasses.replace(changed, solver=default.solver)
+    assert config.options_of(default, default) == []

@@ -15,7 +15,7 @@ from scipy.special import expit, softmax
 
 from lib import config as configs
 from lib.data import Resident, load_labelled
-from lib.features import classifier, recipes, training
+from lib.features import CLASSIFIERS, classifier, recipes, training
 from lib.features.augment import augment
 from lib.features.calibration import fit_temperature, negative_log_likelihood, score
 from lib.features.classifier import FOLDER
@@ -46,7 +46,7 @@ def tiny(**changes) -> recipes.Config:
 # The committed weights
 
 
-@pytest.mark.parametrize("name", classifier.NAMES)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_files_belong_together(name):
     net, found = classifier.load(name), record(name)
     (size,) = net.sizes_px or ()
@@ -62,7 +62,7 @@ def test_files_belong_together(name):
     assert found["test"]["accuracy"] >= BARS.get(name, CIFAR10_BAR)
 
 
-@pytest.mark.parametrize("name", classifier.NAMES)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_features(name):
     net = classifier.load(name)
     (size,) = net.sizes_px or ()
@@ -77,7 +77,7 @@ def test_features(name):
     np.testing.assert_allclose(as_floats.logits, out.logits, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", classifier.NAMES)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_recorded_accuracy(name, request):
     """All 360 digits; the first 1,000 test images of the others, within four standard errors."""
     found = record(name)

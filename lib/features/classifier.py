@@ -22,12 +22,11 @@ from safetensors.numpy import save
 
 from lib import config as configs
 from lib.conv import Conv
-from lib.features import weights
+from lib.features import CLASSIFIERS, weights
 from lib.features.net import FeatureNet, Features
 from lib.run import UserError
 from lib.shard import pmean
 
-NAMES = ("digits_cnn", "mnist_cnn", "cifar10_cnn", "cifar10_judge_a", "cifar10_judge_b")
 FOLDER = Path(__file__).parent / "pretrained"
 
 _STATISTICS_DECAY = 0.95
@@ -175,9 +174,9 @@ def whitening_kernel(images: np.ndarray, patch_px: int) -> np.ndarray:
 
 
 def load(name: str, path: Path | None = None) -> FeatureNet:
-    """One of `NAMES`, with the weights of the package or those of `path`. Raises UserError for another name."""
-    if name not in NAMES:
-        raise UserError(f"unknown classifier {name!r}: choose from {', '.join(NAMES)}")
+    """One of `CLASSIFIERS`, with the weights of the package or those of `path`. Raises UserError for another name."""
+    if name not in CLASSIFIERS:
+        raise UserError(f"unknown classifier {name!r}: choose from {', '.join(CLASSIFIERS)}")
     return read(path or FOLDER / f"{name}.safetensors", name)
 
 

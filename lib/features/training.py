@@ -212,16 +212,7 @@ def command_line(config: Config) -> str:
     """The shortest command that repeats a configuration."""
     by_name = {preset.name: key for key, preset in PRESETS.items()}
     key = by_name.get(config.name, config.data)
-    options = [
-        f"--{field.name.replace('_', '-')} {_argument(getattr(config, field.name))}"
-        for field in dataclasses.fields(config)
-        if getattr(config, field.name) != getattr(PRESETS[key], field.name)
-    ]
-    return " ".join([f"python -m {PACKAGE} train {key}", *options])
-
-
-def _argument(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return " ".join([f"python -m {PACKAGE} train {key}", *configs.options_of(config, PRESETS[key])])
 
 
 def write_report(record: dict[str, Any], folder: RunFolder) -> None:
