@@ -5,17 +5,16 @@ Runs are ordinary run folders, started as processes one after the other; finishe
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launch.published import HNN
+from launch.studies import run, run_environment
 from lib.config import options_of, parse
 from lib.report import number
-from lib.run import UserError, read_json, write_json, write_text
+from lib.run import UserError, write_json, write_text
 
 _MODELS = ("baseline", "hnn", "hnn_rollout", "dissipative")
 
@@ -38,42 +37,26 @@ class Reproduce:
 
 
 def main(args: Sequence[str]) -> None:
-    if not args or args[0] != "hnn":
-        raise UserError("reproduce what? python -m launch reproduce hnn or metrics")
-    options = parse(Reproduce(), args[1:], "python -m launch reproduce hnn")
+    options = parse(Reproduce(), args, "python -m launch reproduce hnn")
     results: dict[str, Any] = {}
     for task in options.tasks:
         results[task] = {
             "published": HNN[task],
-            "original_recipe": _run(f"{task}_original", options.runs),
-            "ours": _run(task, options.runs),
+            "original_recipe": run("hnn", f"{task}_original", options.runs / f"{task}_original"),
+            "ours": run("hnn", task, options.runs / task),
         }
     # Without those that are places on one machine.
     command = " ".join(["python -m launch reproduce hnn", *options_of(options, Reproduce(), without=("runs", "out"))])
     options.out.mkdir(parents=True, exist_ok=True)
     runs = {
-        preset: _environment(options.runs / preset) for task in options.tasks for preset in (task, f"{task}_original")
+        preset: run_environment(options.runs / preset)
+        for task in options.tasks
+        for preset in (task, f"{task}_original")
     }
     environment = runs[options.tasks[-1]]
     write_json(options.out / "hnn.json", {"command": command, "environments": runs, "results": results})
     write_text(options.out / "hnn.md", _page(command, environment, results))
     print(f"{options.out / 'hnn.md'}")
-
-
-def _run(preset: str, runs: Path) -> dict[str, Any]:
-    """The evaluation of one run, which is trained if it is not finished."""
-    folder = runs / preset
-    if not (folder / "report.html").exists():
-        command = [sys.executable, "-m", "hnn", "train", preset, "--out", str(folder), "--resume"]
-        status = subprocess.run(command, check=False).returncode
-        if status:
-            raise UserError(f"python -m hnn train {preset} failed with exit code {status}; the same command goes on")
-    return read_json(folder / "evaluation.json")
-
-
-def _environment(folder: Path) -> dict[str, Any]:
-    """Where a run comes from, without the paths of the machine in its command line."""
-    return {key: value for key, value in read_json(folder / "environment.json")[0].items() if key != "argv"}
 
 
 def _page(command: str, environment: dict[str, Any], results: dict[str, Any]) -> str:

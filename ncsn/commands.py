@@ -95,6 +95,11 @@ def _unknown(trained: Trained, label: int | None, count: int) -> np.ndarray | No
     return _labels(trained, label, count, "--label")
 
 
+def _without_label(options: Sampling) -> Sampling:
+    """Where the class is not known, guidance towards it has no effect and costs a second evaluation."""
+    return dataclasses.replace(options, guidance=1.0)
+
+
 def missing_part(part: str, shape: tuple[int, ...]) -> np.ndarray:
     """Where an image [h, w, c] is missing, bool [h, w, 1]: one of `PARTS`, or what is white in an image file."""
     height, width = shape[:2]
@@ -128,6 +133,7 @@ def fill(
     seed: int = 0,
 ) -> np.ndarray:
     """Images [n, h, w, c] in [-1, 1] with what is `missing` [h, w, 1] filled in; the rest is kept to the bit."""
+    options = _without_label(options) if label is None else options
     mask = ~np.broadcast_to(missing, trained.facts.shape)
     found = draw_samples(
         config, trained, options, len(known), mesh=local_mesh(), seed=seed,
@@ -153,8 +159,9 @@ def colorize(config: Config, trained: Trained, options: Colorize) -> str:
         raise UserError("this network's images are grey: it knows no colours")
     grey = _read_for(trained, options.image).mean(-1, keepdims=True)
     many = np.broadcast_to(grey, (options.count, *grey.shape))
+    sampling = options.sampling if options.label is not None else _without_label(options.sampling)
     found = draw_samples(
-        config, trained, options.sampling, options.count, mesh=local_mesh(), seed=options.seed,
+        config, trained, sampling, options.count, mesh=local_mesh(), seed=options.seed,
         label=_unknown(trained, options.label, options.count), condition=np.asarray(from_pixels(config, many)),
         wrap=constraints.colorize, progress="colorizing",
     )  # fmt: skip

@@ -203,7 +203,7 @@ class Evaluation:
     samples: int = 1000
     """images per sampler"""
     samplers: tuple[str, ...] = ("heun:35",)
-    """NAME:NFE each; the first one makes the pictures"""
+    """NAME:NFE each, or NAME:NFE:SAMPLES; the first one makes the pictures"""
     inpainting: str = "predictor_corrector:200"
     """NAME:NFE that fills in the halves of test images"""
     likelihood_images: int = 16
@@ -212,9 +212,17 @@ class Evaluation:
     def __post_init__(self) -> None:
         _require(self.samples >= 10, "evaluation.samples must be at least 10")
         _require(bool(self.samplers), "evaluation.samplers is empty: give NAME:NFE")
-        for text in (*self.samplers, self.inpainting):
-            parse_sampler(text)
+        for text in self.samplers:
+            _require(self.asked(text)[1] >= 10, f"{text!r}: at least 10 samples are needed")
+        parse_sampler(self.inpainting)
         _require(self.likelihood_images >= 0, "evaluation.likelihood_images must not be negative")
+
+    def asked(self, text: str, base: Sampling = Sampling()) -> tuple[Sampling, int]:
+        """The sampler and the number of samples of one of `samplers`."""
+        *parts, last = text.split(":")
+        if len(parts) == 2 and last.isdigit():
+            return parse_sampler(":".join(parts), base), int(last)
+        return parse_sampler(text, base), self.samples
 
 
 def parse_sampler(text: str, base: Sampling = Sampling()) -> Sampling:
@@ -319,9 +327,12 @@ PRESETS: dict[str, Config] = {
         data=Data("mnist"),
         network=Network(width=32, multipliers=(1, 2), blocks=1, patch_px=2, class_conditional=True),
         # EDM's own levels, for photographs, hardly visit those at which a digit's class and shape are decided.
-        noise=Noise(P_mean=0.5, P_std=1.5),
-        optim=replace(_EDM.optim, steps=10_000, lr=2e-3, label_dropout=0.1),
-        evaluation=replace(_EDM.evaluation, samples=5000),
+        noise=Noise(sigma_max=40.0, P_mean=0.5, P_std=1.5),
+        optim=replace(_EDM.optim, steps=6000, lr=2e-3, label_dropout=0.1),
+        sampling=Sampling("dpm_solver", nfe=20, guidance=2.0),
+        evaluation=Evaluation(
+            5000, ("dpm_solver:20", "dpm_solver:10", "heun:19", "ancestral:20", "annealed_langevin:500:500")
+        ),
     ),
     "cifar10_v1": replace(
         _V1, data=Data("cifar10", flip=True, dequantize=True), network=Network("v1", width=128)

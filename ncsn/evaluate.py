@@ -12,7 +12,6 @@ import numpy as np
 import scipy.special
 
 from lib import features, images, plot
-from lib.features import classifier
 from lib.features.net import FeatureNet, outputs
 from lib.metrics.images import of_array
 from lib.metrics.manifold import nearest
@@ -38,11 +37,12 @@ def evaluate(
     judge = Judge(net, data)
     numbers, pictures, points = judge.floor(), [], []
     for k, text in enumerate(config.evaluation.samplers):
-        options, label = parse_sampler(text, config.sampling), text.replace(":", "_")
-        say(f"sampling {config.evaluation.samples} images by {label}")
+        options, count = config.evaluation.asked(text, config.sampling)
+        label = f"{options.sampler}_{options.nfe}"
+        say(f"sampling {count} images by {label}")
         asked = None if k else {"frames": _FRAMES}
         found = draw_samples(
-            config, trained, options, config.evaluation.samples,
+            config, trained, options, count,
             mesh=local_mesh(), seed=config.seed, noisy=options.denoise, progress=label, **(asked or {}),
         )  # fmt: skip
         pixels = images.to_uint8(to_pixels(config, found.x))
@@ -70,7 +70,7 @@ class Judge:
     def __init__(self, net: FeatureNet, data: Dataset):
         self.net, self.data = net, data
         self._train = of_array(data.train["image"], "training images")
-        self.reads = "label" in data.train and net.name in classifier.NAMES
+        self.reads = "label" in data.train and net.name in features.CLASSIFIERS
 
     def floor(self) -> dict[str, float]:
         """Real test images in the place of samples."""
@@ -91,7 +91,7 @@ class Judge:
             out[f"{name}.smallest_class"] = float(shares.min())
             out[f"{name}.largest_class"] = float(shares.max())
         if nfe is not None:
-            out[f"{name}.nfe"] = nfe
+            out |= {f"{name}.nfe": nfe, f"{name}.samples": len(pixels)}
         return out
 
 
@@ -172,7 +172,7 @@ def _inpainting(
 
 def _protocol(config: Config, net: FeatureNet) -> str:
     return (
-        f"{config.evaluation.samples} samples per sampler (seed {config.seed}), rounded to 8 bits, against all "
+        f"Samples of seed {config.seed}, rounded to 8 bits, against all "
         f"training images; features of {net.name} (weights {net.weights_sha256[:12]}): scores compare with nothing "
         "but scores of the same features. real: test images in the place of samples. noisy: samples before the last, "
         f"denoising step. confident: share of samples that {net.name} reads with a probability above "
