@@ -27,7 +27,7 @@ TOY = (
 )
 DIGITS = (
     "train digits_edm --out R --optim.steps 2 --optim.batch-size 8 --network.width 4 --network.multipliers 1 "
-    "--network.blocks 1 --evaluation.samples 20 --evaluation.samplers heun:3 ancestral:4 "
+    "--network.blocks 1 --evaluation.samples 20 --evaluation.samplers heun:3 ancestral:4:12 "
     "--evaluation.inpainting ancestral:4 --evaluation.likelihood-images 0"
 )
 
@@ -62,6 +62,11 @@ def test_points_from_training_to_report_and_resumed_to_the_bit(call):
     assert numbers["annealed_langevin.nfe"] == 40 and numbers["score.relative_error"] > 0
     assert "<img" in Path("R/report.html").read_text()
 
+    before = contents("R/checkpoints")
+    call("evaluate R --samples 32")
+    assert json.loads(Path("R/evaluation.json").read_text())["langevin.heavy_mode_weight"] * 32 % 1 == 0
+    assert contents("R/checkpoints") == before
+
     shutil.copytree("R", "stopped")
     shutil.rmtree("stopped/checkpoints/score/20")
     call("train stopped --resume")
@@ -78,16 +83,13 @@ def test_images_from_training_to_report(call):
         assert numbers[f"{name}.fid.digits_cnn"] > 0
         assert 0 <= numbers[f"{name}.confident"] <= 1
     assert numbers["heun_3.nfe"] == 3 and numbers["heun_3.noisy.nfe"] == 2
+    assert numbers["heun_3.samples"] == 20 and numbers["ancestral_4.samples"] == 12
     assert numbers["heun_3.fid.digits_cnn"] > 10 * numbers["real.fid.digits_cnn"]  # two steps teach nothing
     assert numbers["inpainting.known_pixels_exact"] == 1
     assert numbers["real_whole.accuracy"] > 0.95 > numbers["mean_fill.accuracy"]
     assert "heun_3" in out and "R/report.html" in out
     pictures = {path.name for path in Path("R/figures").iterdir()}
     assert {"samples_heun_3.png", "chain.png", "neighbours.png", "quality.png", "inpainting.png"} <= pictures
-    before = contents("R/checkpoints")
-    call("evaluate R --samplers dpm_solver:4 --samples 20")
-    assert "dpm_solver_4.fid.digits_cnn" in json.loads(Path("R/evaluation.json").read_text())
-    assert contents("R/checkpoints") == before
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +162,7 @@ def test_every_sampler_keeps_to_its_budget(name, denoise):
         langevin = name in ("annealed_langevin", "langevin")
         assert (nfe <= 60 + (langevin or name == "underdamped_langevin") * 10).all() and (nfe >= 50).all()
     assert (sampler.levels[-1] == 0) == denoise
-    if name != "langevin":  # too few steps at one level to get anywhere
+    if "langevin" not in name:  # chains that need more steps than these to arrive
         assert abs(np.mean(state.x) - 0.1) < 0.1 and 0.6 < np.var(state.x) < 1.6
 
 
