@@ -1,0 +1,45 @@
+"""python -m launch reproduce ncsn: the page of finished runs."""
+
+import json
+
+import numpy as np
+import pytest
+
+from launch import studies
+from lib import config as configs
+from lib import images
+from lib.run import RunFolder, UserError, write_json, write_text
+from ncsn.config import PRESETS
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A run with few numbers, as training and evaluation leave it."""
+    path = tmp_path / "runs" / "ncsn" / "toy_mixture"
+    with RunFolder.start(path, "ncsn", configs.to_json(PRESETS["toy_mixture"]), resume=False) as folder:
+        log = folder.logger("score", 0)
+        log(10, {"loss": 1.0})
+        images.write(folder.figures / "samples.png", np.zeros((4, 4, 1)))
+        images.write(folder.figures / "training.png", np.zeros((4, 4, 1)))
+    numbers = {"heun_35.fid": 0.25, "heun_35.fid.sd": 0.01, "heun_35.nfe": 35, "protocol": "As it should be."}
+    write_json(path / "evaluation.json", numbers)
+    write_text(path / "report.html", "")
+    return tmp_path
+
+
+def test_a_finished_run_is_not_repeated_and_becomes_a_page(finished):
+    places = ["--runs", str(finished / "runs"), "--out", str(finished / "results")]
+    studies.main("ncsn", ["--presets", "toy_mixture", *places])
+    page = (finished / "results" / "ncsn.md").read_text()
+    assert "    python -m launch reproduce ncsn --presets toy_mixture\n" in page
+    assert "| heun_35 | 0.25 ± 0.01 | 35 |" in page and "As it should be." in page
+    assert "](ncsn/toy_mixture_samples.png)" in page and "training.png" not in page
+    assert (finished / "results" / "ncsn" / "toy_mixture_samples.png").exists()
+    record = json.loads((finished / "results" / "ncsn.json").read_text())
+    assert record["results"]["toy_mixture"]["heun_35.nfe"] == 35
+    assert str(finished) not in page + json.dumps(record)
+
+
+def test_an_unknown_preset():
+    with pytest.raises(UserError, match="unknown preset 'moon': choose from toy_mixture, digits_v1"):
+        studies.main("ncsn", ["--presets", "moon"])
