@@ -328,11 +328,9 @@ PRESETS: dict[str, Config] = {
         network=Network(width=32, multipliers=(1, 2), blocks=1, patch_px=2, class_conditional=True),
         # EDM's own levels, for photographs, hardly visit those at which a digit's class and shape are decided.
         noise=Noise(sigma_max=40.0, P_mean=0.5, P_std=1.5),
-        optim=replace(_EDM.optim, steps=6000, lr=2e-3, label_dropout=0.1),
+        optim=replace(_EDM.optim, steps=3000, lr=2e-3, label_dropout=0.1),
         sampling=Sampling("dpm_solver", nfe=20, guidance=2.0),
-        evaluation=Evaluation(
-            5000, ("dpm_solver:20", "dpm_solver:10", "heun:19", "ancestral:20", "annealed_langevin:500:500")
-        ),
+        evaluation=Evaluation(5000, ("dpm_solver:20", "dpm_solver:10", "heun:19", "annealed_langevin:500:500")),
     ),
     "cifar10_v1": replace(
         _V1, data=Data("cifar10", flip=True, dequantize=True), network=Network("v1", width=128)

@@ -158,18 +158,18 @@ class MLP(nn.Module):
 
     def __init__(self, shape: Sequence[int], width: int, layers: int):
         super().__init__()
-        self.layers = layers
-        self.embedding = Embedding(width)
+        self.embedding = Embedding(width // 4)
         self.begin, self.end = nn.Linear(shape[0], width), nn.Linear(width, shape[0])
-        for i in range(layers):
-            self.add_module(f"condition{i}", nn.Linear(4 * width, 2 * width))
-            self.add_module(f"dense{i}", nn.Linear(width, width))
+        self.layers = [(nn.Linear(width, 2 * width), nn.Linear(width, width)) for _ in range(layers)]
+        for i, (condition, dense) in enumerate(self.layers):
+            self.add_module(f"condition{i}", condition)
+            self.add_module(f"dense{i}", dense)
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         condition, h = self.embedding(c_noise), self.begin(x)
-        for i in range(self.layers):
-            scale, shift = self.get_submodule(f"condition{i}")(condition).chunk(2, 1)
-            h = h + self.get_submodule(f"dense{i}")(F.silu(torch.addcmul(shift, h, scale + 1)))
+        for to_scale_and_shift, dense in self.layers:
+            scale, shift = to_scale_and_shift(condition).chunk(2, 1)
+            h = h + dense(F.silu(torch.addcmul(shift, h, scale + 1)))
         return self.end(F.silu(h))
 
 
