@@ -12,6 +12,7 @@ import pytest
 # are compared with those of this one to the bit.
 _FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_experimental_ynn_fusion_type="
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
+os.environ.setdefault("NPROC", "8")  # see lib.shard.start
 jax.config.update("jax_num_cpu_devices", 4)
 # Traces are millions of objects that live to the end: looking through all of them again and again is time lost.
 gc.set_threshold(200_000, 50, 100)
