@@ -136,7 +136,9 @@ def _ncsn(r: dict[str, Any]) -> list[str]:
         "",
         "The whole chain as one program, the same steps compiled and called from Python, both with the samples spread "
         f"over {r['cores']} CPU devices, and PyTorch, eager, with {r['cores']} threads; random weights, the same on "
-        "all sides. First calls include compilation; peak memory is that of a process with this variant alone.",
+        "all sides. First calls include compilation; peak memory is that of a process with this variant alone. The "
+        "published code of NCSN and of score-based SDEs gives the network the noise level of every sample; with *one "
+        "level*, as in EDM's, what depends on it alone is computed once.",
         "",
         "| network | variant | samples/s | chain / it | first call, s | peak memory, MiB |",
         "|---|---|---|---|---|---|",
