@@ -66,35 +66,35 @@ class VE:
 
 
 @dataclasses.dataclass(frozen=True)
-class VP:
-    """Variance preserving (DDPM): beta rises linearly, f = -beta / 2, g^2 = beta."""
+class _LinearBeta:
+    """f = -beta / 2 with a beta that rises linearly; at t = 1 hardly anything is left of the data."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
     t_min: float = 1e-3
 
     def __post_init__(self) -> None:
-        _check_beta(self.beta_min, self.beta_max)
+        if not self.beta_max >= self.beta_min > 0:
+            raise UserError(f"beta_max {self.beta_max:g} and beta_min {self.beta_min:g}: needed is max >= min > 0")
         _check_t_min(self.t_min)
 
+    def _beta(self, t: jax.Array) -> jax.Array:
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
+    def _integral(self, t: jax.Array) -> jax.Array:
+        """Of beta, from 0 to t."""
+        return t * (self.beta_min + t / 2 * (self.beta_max - self.beta_min))
+
+    def _time(self, integral: jax.Array) -> jax.Array:
+        """The inverse of `_integral`: the root of the quadratic in the form that loses no digits near 0."""
+        slope = self.beta_max - self.beta_min
+        return 2 * integral / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2 * slope * integral))
+
     def scale(self, t: jax.Array) -> jax.Array:
-        return jnp.exp(-_beta_integral(self, t) / 2)
-
-    def std(self, t: jax.Array) -> jax.Array:
-        return jnp.sqrt(-jnp.expm1(-_beta_integral(self, t)))
-
-    def sigma(self, t: jax.Array) -> jax.Array:
-        return jnp.sqrt(jnp.expm1(_beta_integral(self, t)))
-
-    def time(self, sigma: jax.Array) -> jax.Array:
-        """The inverse of `sigma`."""
-        return _time_of_beta_integral(self, jnp.log1p(sigma**2))
+        return jnp.exp(-self._integral(t) / 2)
 
     def drift(self, x: jax.Array, t: jax.Array) -> jax.Array:
-        return -expand(_beta(self, t), x) / 2 * x
-
-    def diffusion(self, t: jax.Array) -> jax.Array:
-        return jnp.sqrt(_beta(self, t))
+        return -expand(self._beta(t), x) / 2 * x
 
     def prior_sample(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return jax.random.normal(key, shape)
@@ -105,42 +105,39 @@ class VP:
 
 
 @dataclasses.dataclass(frozen=True)
-class SubVP:
-    """The drift of VP with less noise: g^2 = beta (1 - exp(-2 int beta)), so that std is the square of VP's."""
-
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    t_min: float = 1e-3
-
-    def __post_init__(self) -> None:
-        _check_beta(self.beta_min, self.beta_max)
-        _check_t_min(self.t_min)
-
-    def scale(self, t: jax.Array) -> jax.Array:
-        return jnp.exp(-_beta_integral(self, t) / 2)
+class VP(_LinearBeta):
+    """Variance preserving (DDPM): g^2 = beta."""
 
     def std(self, t: jax.Array) -> jax.Array:
-        return -jnp.expm1(-_beta_integral(self, t))
+        return jnp.sqrt(-jnp.expm1(-self._integral(t)))
 
     def sigma(self, t: jax.Array) -> jax.Array:
-        return 2 * jnp.sinh(_beta_integral(self, t) / 2)
+        return jnp.sqrt(jnp.expm1(self._integral(t)))
 
     def time(self, sigma: jax.Array) -> jax.Array:
         """The inverse of `sigma`."""
-        return _time_of_beta_integral(self, 2 * jnp.arcsinh(sigma / 2))
-
-    def drift(self, x: jax.Array, t: jax.Array) -> jax.Array:
-        return -expand(_beta(self, t), x) / 2 * x
+        return self._time(jnp.log1p(sigma**2))
 
     def diffusion(self, t: jax.Array) -> jax.Array:
-        return jnp.sqrt(_beta(self, t) * -jnp.expm1(-2 * _beta_integral(self, t)))
+        return jnp.sqrt(self._beta(t))
 
-    def prior_sample(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return jax.random.normal(key, shape)
 
-    def prior_log_density(self, x: jax.Array) -> jax.Array:
-        """[b, ...] -> [b], in nats."""
-        return _normal_log_density(x, 1.0)
+@dataclasses.dataclass(frozen=True)
+class SubVP(_LinearBeta):
+    """The drift of VP with less noise: g^2 = beta (1 - exp(-2 int beta)), so that std is the square of VP's."""
+
+    def std(self, t: jax.Array) -> jax.Array:
+        return -jnp.expm1(-self._integral(t))
+
+    def sigma(self, t: jax.Array) -> jax.Array:
+        return 2 * jnp.sinh(self._integral(t) / 2)
+
+    def time(self, sigma: jax.Array) -> jax.Array:
+        """The inverse of `sigma`."""
+        return self._time(2 * jnp.arcsinh(sigma / 2))
+
+    def diffusion(self, t: jax.Array) -> jax.Array:
+        return jnp.sqrt(self._beta(t) * -jnp.expm1(-2 * self._integral(t)))
 
 
 Process = VE | VP | SubVP
@@ -196,29 +193,10 @@ def likelihood_weight(process: Process) -> Callable[[jax.Array], jax.Array]:
     return weight
 
 
-def _beta(process: VP | SubVP, t: jax.Array) -> jax.Array:
-    return process.beta_min + t * (process.beta_max - process.beta_min)
-
-
-def _beta_integral(process: VP | SubVP, t: jax.Array) -> jax.Array:
-    return t * (process.beta_min + t / 2 * (process.beta_max - process.beta_min))
-
-
-def _time_of_beta_integral(process: VP | SubVP, integral: jax.Array) -> jax.Array:
-    """The root of the quadratic in the form that loses no digits near 0."""
-    slope = process.beta_max - process.beta_min
-    return 2 * integral / (process.beta_min + jnp.sqrt(process.beta_min**2 + 2 * slope * integral))
-
-
 def _normal_log_density(x: jax.Array, std: float) -> jax.Array:
     dimension = math.prod(x.shape[1:])
     squares = jnp.sum((x / std) ** 2, axis=tuple(range(1, x.ndim)))
     return -squares / 2 - dimension * (math.log(std) + math.log(2 * math.pi) / 2)
-
-
-def _check_beta(beta_min: float, beta_max: float) -> None:
-    if not beta_max >= beta_min > 0:
-        raise UserError(f"beta_max {beta_max:g} and beta_min {beta_min:g}: needed is max >= min > 0")
 
 
 def _check_t_min(t_min: float) -> None:

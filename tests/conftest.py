@@ -2,11 +2,14 @@
 
 import gc
 import os
+import signal
 import subprocess
 from pathlib import Path
 
 import jax
 import pytest
+
+from lib import run, shard
 
 # Most of the time of these tests is compilation: a lighter one, also in the processes that they start, whose results
 # are compared with those of this one to the bit.
@@ -20,6 +23,28 @@ gc.set_threshold(200_000, 50, 100)
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 if _SHARED.is_dir():
     os.environ.setdefault("GRADIENT_FIELDS_DATA", str(_SHARED))
+
+
+@pytest.fixture
+def in_process(monkeypatch, capsys):
+    """`call = in_process(main, folder)`: call("train ...") runs a command there, in this process, where JAX has started
+    long ago; it returns exit code, stdout and stderr."""
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    monkeypatch.setattr(shard, "start", lambda devices=None: None)
+
+    def in_process(main, folder):
+        monkeypatch.chdir(folder)
+
+        def call(line):
+            capsys.readouterr()
+            code = run.command(main, line.split())
+            return code, *capsys.readouterr()
+
+        return call
+
+    yield in_process
+    for number, handler in handlers:
+        signal.signal(number, handler)
 
 
 @pytest.fixture

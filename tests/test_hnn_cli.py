@@ -7,7 +7,6 @@ import pickle
 import pty
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,7 +21,6 @@ from hnn.__main__ import main
 from hnn.config import Config, Data, Derivative
 from hnn.data import load_npz
 from lib import config as configs
-from lib import run, shard
 from lib.checkpoint import Checkpoints
 from lib.run import RunFolder
 
@@ -263,21 +261,10 @@ def test_without_arguments_the_help_fits_a_screen(tmp_path):
 
 
 @pytest.fixture
-def here(desk, monkeypatch, capsys):
+def here(desk, monkeypatch, in_process):
     """Runs a command in the desk: exit code, stdout, stderr."""
-    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
-    monkeypatch.setattr(shard, "start", lambda devices=None: None)  # JAX has started long ago
-    monkeypatch.chdir(desk)
     monkeypatch.delenv("GRADIENT_FIELDS_DATA", raising=False)
-
-    def call(line):
-        capsys.readouterr()
-        code = run.command(main, line.split())
-        return code, *capsys.readouterr()
-
-    yield call
-    for number, handler in handlers:
-        signal.signal(number, handler)
+    return in_process(main, desk)
 
 
 CALLS = [

@@ -1,7 +1,6 @@
 """python -m ncsn: what is refused, in one line and soon, and what the commands write."""
 
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lib import config as configs
-from lib import images, run, shard
+from lib import images
 from lib.checkpoint import Checkpoints
 from lib.run import RunFolder, write_json
 from ncsn import experiment
@@ -80,21 +79,10 @@ def desk(template, tmp_path):
 
 
 @pytest.fixture
-def here(desk, monkeypatch, capsys):
+def here(desk, monkeypatch, in_process):
     """Runs a command in the desk: exit code, stdout, stderr."""
-    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
-    monkeypatch.setattr(shard, "start", lambda devices=None: None)  # JAX has started long ago
-    monkeypatch.chdir(desk)
     monkeypatch.delenv("GRADIENT_FIELDS_DATA", raising=False)
-
-    def call(line):
-        capsys.readouterr()
-        code = run.command(main, line.split())
-        return code, *capsys.readouterr()
-
-    yield call
-    for number, handler in handlers:
-        signal.signal(number, handler)
+    return in_process(main, desk)
 
 
 REFUSED = [

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import scipy.spatial.distance
 
-from lib import run, shard
 from lib.run import UserError
 from ncsn import data, experiment
 from ncsn.__main__ import main
@@ -33,19 +31,16 @@ DIGITS = (
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
-    """Runs a command in an empty folder; it must end well."""
-    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
-    monkeypatch.setattr(shard, "start", lambda devices=None: None)  # JAX has started long ago
-    monkeypatch.chdir(tmp_path)
+def call(tmp_path, in_process):
+    """Runs a command in an empty folder; it must end well. Returns what it says."""
+    here = in_process(main, tmp_path)
 
     def call(line):
-        assert run.command(main, line.split()) == 0
-        return capsys.readouterr().out
+        code, out, _ = here(line)
+        assert code == 0
+        return out
 
-    yield call
-    for number, handler in handlers:
-        signal.signal(number, handler)
+    return call
 
 
 def contents(folder):
