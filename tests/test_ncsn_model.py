@@ -136,7 +136,7 @@ def test_initial_weights_are_pytorchs():
 
 
 def test_initial_weights_depend_on_the_key_alone():
-    init = edm(MLP(16, 2, classes=3), (2,)).init
+    init = edm(MLP(32, 2, classes=3), (2,)).init
     params, other = init(KEY), init(jax.random.key(4))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, jax.jit(init)(KEY))
     drawn, others = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (params, other))
