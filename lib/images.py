@@ -67,8 +67,13 @@ def write(path: Path, image: np.ndarray) -> Path:
     return path
 
 
-def grid(images: np.ndarray, *, columns: int | None = None, gap_px: int = 2) -> np.ndarray:
-    """[n, h, w, c] side by side, row by row, on white; as square as can be unless `columns` is given."""
+def grid(images: np.ndarray, *, columns: int | None = None, gap_px: int = 2, least_height_px: int = 48) -> np.ndarray:
+    """[n, h, w, c] side by side, row by row, on white; as square as can be unless `columns` is given.
+
+    Pixels of images lower than `least_height_px` become squares of a whole number of pixels: they are to be looked at.
+    """
+    zoom = max(1, -(-least_height_px // images.shape[1]))
+    images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
     count, height, width, channels = images.shape
     columns = columns or int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)

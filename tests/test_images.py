@@ -138,14 +138,16 @@ def test_too_many_pixels(tmp_path, monkeypatch):
 
 def test_grid_layout():
     cells = np.stack([np.full((2, 3, 1), i / 10, np.float32) for i in range(5)])
-    sheet = images.grid(cells, gap_px=1)  # 3 columns, 2 rows
+    sheet = images.grid(cells, gap_px=1, least_height_px=1)  # 3 columns, 2 rows
     assert sheet.shape == (2 * 3 + 1, 3 * 4 + 1, 1)
     for i in range(5):
         top, left = 1 + i // 3 * 3, 1 + i % 3 * 4
         np.testing.assert_array_equal(sheet[top : top + 2, left : left + 3], cells[i])
     assert np.sum(sheet == 1) == sheet.size - 5 * 6  # the rest is white
-    assert images.grid(cells, columns=5, gap_px=0).shape == (2, 15, 1)
-    assert images.grid(cells, columns=1, gap_px=2).shape == (5 * 4 + 2, 7, 1)
+    assert images.grid(cells, columns=5, gap_px=0, least_height_px=1).shape == (2, 15, 1)
+    assert images.grid(cells, columns=1, gap_px=2, least_height_px=1).shape == (5 * 4 + 2, 7, 1)
+    plain, enlarged = (images.grid(cells, columns=5, gap_px=0, least_height_px=h) for h in (1, 5))
+    np.testing.assert_array_equal(enlarged, plain.repeat(3, 0).repeat(3, 1))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -172,7 +172,7 @@ def test_samples_to_every_kind_of_file(here):
     code, out, err = here(f"{line} --out grid.png --movie chain.gif")
     assert code == 0 and "3 samples, 5 evaluations each: grid.png, chain.gif" in out, err
     with Image.open("grid.png") as grid, Image.open("chain.gif") as movie:
-        assert grid.size == movie.size == (22, 22) and movie.n_frames > 1
+        assert grid.size == movie.size == (102, 102) and movie.n_frames > 1
     assert here(f"{line} --out folder")[0] == 0
     assert here(f"{line} --out samples.npz")[0] == 0
     with np.load("samples.npz") as file:
