@@ -88,16 +88,14 @@ def _labels(trained: Trained, label: int | None, count: int, name: str) -> np.nd
     return np.full(count, label)
 
 
-def _unknown(trained: Trained, label: int | None, count: int) -> np.ndarray | None:
-    """Labels [count]; where none is given, the one that means "no class"."""
+def _given(trained: Trained, options: Sampling, label: int | None, count: int) -> tuple[Sampling, np.ndarray | None]:
+    """The options and the labels [count] of images whose class is known or (None) not.
+
+    Labels then mean "no class", towards which guidance would have no effect and cost a second evaluation.
+    """
     if label is None and trained.model.classes:
-        return np.full(count, trained.model.classes)
-    return _labels(trained, label, count, "--label")
-
-
-def _without_label(options: Sampling) -> Sampling:
-    """Where the class is not known, guidance towards it has no effect and costs a second evaluation."""
-    return dataclasses.replace(options, guidance=1.0)
+        return dataclasses.replace(options, guidance=1.0), np.full(count, trained.model.classes)
+    return options, _labels(trained, label, count, "--label")
 
 
 def missing_part(part: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -133,11 +131,11 @@ def fill(
     seed: int = 0,
 ) -> np.ndarray:
     """Images [n, h, w, c] in [-1, 1] with what is `missing` [h, w, 1] filled in; the rest is kept to the bit."""
-    options = _without_label(options) if label is None else options
+    options, labels = _given(trained, options, label, len(known))
     mask = ~np.broadcast_to(missing, trained.facts.shape)
     found = draw_samples(
         config, trained, options, len(known), mesh=local_mesh(), seed=seed,
-        label=_unknown(trained, label, len(known)), condition=np.asarray(from_pixels(config, known)),
+        label=labels, condition=np.asarray(from_pixels(config, known)),
         wrap=lambda sampler, given: constraints.inpaint(sampler, given, mask), progress="inpainting",
     )  # fmt: skip
     return np.where(mask, known, to_pixels(config, found.x))
@@ -159,10 +157,10 @@ def colorize(config: Config, trained: Trained, options: Colorize) -> str:
         raise UserError("this network's images are grey: it knows no colours")
     grey = _read_for(trained, options.image).mean(-1, keepdims=True)
     many = np.broadcast_to(grey, (options.count, *grey.shape))
-    sampling = options.sampling if options.label is not None else _without_label(options.sampling)
+    sampling, labels = _given(trained, options.sampling, options.label, options.count)
     found = draw_samples(
         config, trained, sampling, options.count, mesh=local_mesh(), seed=options.seed,
-        label=_unknown(trained, options.label, options.count), condition=np.asarray(from_pixels(config, many)),
+        label=labels, condition=np.asarray(from_pixels(config, many)),
         wrap=constraints.colorize, progress="colorizing",
     )  # fmt: skip
     shown = [np.repeat(grey, 3, -1), *to_pixels(config, found.x)]
