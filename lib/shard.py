@@ -49,7 +49,8 @@ def start(cpu_devices: int | None = None) -> None:
     # XLA shares one pool of NPROC threads (by default, cores) among its CPU devices. Where there are no more threads
     # than devices, convolutions inside loops give wrong numbers for the first images of a batch as soon as two
     # devices compute at the same time (seen with jaxlib 0.10.2; tests/test_shard.py).
-    os.environ.setdefault("NPROC", str(max(2 * cpu_devices, cores())))
+    # So a smaller NPROC of the user's does not count.
+    os.environ["NPROC"] = str(max(2 * cpu_devices, cores()))
     jax.config.update("jax_num_cpu_devices", cpu_devices)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gradient-fields" / "jax"
     jax.config.update("jax_compilation_cache_dir", str(cache))

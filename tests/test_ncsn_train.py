@@ -141,7 +141,9 @@ def gaussian_score(x, sigma):
 def test_every_sampler_keeps_to_its_budget(name, denoise):
     """And ends near the data, N(0.1, I) in 64 dimensions."""
     config = replace(PRESETS["toy_mixture"], noise=Noise("ladder", sigma_min=0.05, sigma_max=12.0, levels=10))
-    options = Sampling(name, nfe=60, denoise=denoise)
+    # Chains that move by small random steps need more of them to arrive; at one level alone they would need far more.
+    budget = 600 if name in ("annealed_langevin", "underdamped_langevin") else 60
+    options = Sampling(name, nfe=budget, denoise=denoise)
     sampler = make_sampler(config, FACTS, options, gaussian_score)
     steps = len(sampler.levels) - 1
     keys = jax.random.split(jax.random.key(0), 64)
@@ -155,9 +157,11 @@ def test_every_sampler_keeps_to_its_budget(name, denoise):
     nfe = np.asarray(info.nfe).sum(axis=0)
     if name != "probability_flow":  # which takes what it needs
         langevin = name in ("annealed_langevin", "langevin")
-        assert (nfe <= 60 + (langevin or name == "underdamped_langevin") * 10).all() and (nfe >= 50).all()
+        assert (nfe <= budget + (langevin or name == "underdamped_langevin") * 10).all() and (
+            nfe >= 5 / 6 * budget
+        ).all()
     assert (sampler.levels[-1] == 0) == denoise
-    if "langevin" not in name:  # chains that need more steps than these to arrive
+    if name != "langevin":  # too few steps at one level to get anywhere
         assert abs(np.mean(state.x) - 0.1) < 0.1 and 0.6 < np.var(state.x) < 1.6
 
 
