@@ -14,14 +14,15 @@ from lib import images, plot
 from lib.images import grid, to_uint8, write, write_gif
 from lib.run import UserError
 from lib.shard import local_mesh
-from ncsn import constraints, experiment, ode
+from ncsn import constraints, experiment, guidance, ode
 from ncsn.config import Config, Sampling, parse_sampler
 from ncsn.experiment import Trained
 from ncsn.likelihood import bits_per_dim as to_bits
 from ncsn.likelihood import log_likelihood
 from ncsn.loss import dequantized
-from ncsn.samplers import compile_rows, default_width
-from ncsn.sampling import draw_samples, from_pixels, score_function, to_pixels
+from ncsn.samplers import Point, Sampler, compile_rows, default_width
+from ncsn.sampling import Condition, draw_samples, from_pixels, score_function, to_pixels
+from ncsn.sde import Score
 
 if TYPE_CHECKING:
     from ncsn.__main__ import Colorize, Inpaint, Likelihood, Sample
@@ -135,10 +136,24 @@ def fill(
     mask = ~np.broadcast_to(missing, trained.facts.shape)
     found = draw_samples(
         config, trained, options, len(known), mesh=local_mesh(), seed=seed,
-        label=labels, condition=np.asarray(from_pixels(config, known)),
-        wrap=lambda sampler, given: constraints.inpaint(sampler, given, mask), progress="inpainting",
+        label=labels, condition=_constraint(trained, options, from_pixels(config, known), mask), progress="inpainting",
     )  # fmt: skip
     return np.where(mask, known, to_pixels(config, found.x))
+
+
+def _constraint(
+    trained: Trained, options: Sampling, known: Any, mask: np.ndarray, basis: np.ndarray | None = None
+) -> Condition:
+    """`known` [count, ...] where the mask is true, in the way that the options ask for."""
+    guided = options.constraint == "guided"
+
+    def score(score_fn: Score, known: jax.Array) -> Score:
+        return guidance.reconstruction(score_fn, known, mask, trained.facts.std, basis=basis) if guided else score_fn
+
+    def sampler(sampler: Sampler, known: jax.Array) -> Sampler:
+        return constraints.inpaint(sampler, known, mask, every_step=not guided, basis=basis)
+
+    return Condition(np.asarray(known), score, sampler)
 
 
 def inpaint(config: Config, trained: Trained, options: Inpaint) -> str:
@@ -160,8 +175,11 @@ def colorize(config: Config, trained: Trained, options: Colorize) -> str:
     sampling, labels = _given(trained, options.sampling, options.label, options.count)
     found = draw_samples(
         config, trained, sampling, options.count, mesh=local_mesh(), seed=options.seed,
-        label=labels, condition=np.asarray(from_pixels(config, many)),
-        wrap=constraints.colorize, progress="colorizing",
+        label=labels, progress="colorizing",
+        condition=_constraint(
+            trained, sampling, constraints.known_grey(from_pixels(config, many)),
+            constraints.GREY_MASK, constraints.GREY,
+        ),
     )  # fmt: skip
     shown = [np.repeat(grey, 3, -1), *to_pixels(config, found.x)]
     return str(write(options.out, grid(np.stack(shown), columns=options.count + 1)))
@@ -194,8 +212,8 @@ def interpolation(config: Config, trained: Trained, path: Path, *, seed: int = 0
     high = options.sigma_max or experiment.highest(config, trained.facts)
     latents = np.asarray(trained.facts.mean + np.hypot(high, trained.facts.std) * between, np.float32)
     found = draw_samples(
-        config, trained, options, len(latents), mesh=local_mesh(), label=label, condition=latents,
-        wrap=lambda sampler, x: sampler._replace(init=lambda keys, shape: type(sampler.init(keys, shape))(x)),
+        config, trained, options, len(latents), mesh=local_mesh(), label=label,
+        condition=Condition(latents, sampler=lambda sampler, x: sampler._replace(init=lambda keys, shape: Point(x))),
     )  # fmt: skip
     write(path, grid(to_pixels(config, found.x), columns=_COLUMNS))
     return path, "Between two latents of the probability-flow ODE, on the arc from left to right, a pair per row."

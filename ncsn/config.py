@@ -183,6 +183,8 @@ class Sampling:
     """underdamped_langevin: per sigma"""
     rtol: float = 1e-4
     """probability_flow: tolerance; it takes the evaluations that it needs"""
+    constraint: Literal["guided", "replaced"] = "guided"
+    """inpaint, colorize: the score is guided by what is known, or what is known replaces what each step made of it"""
     guidance: float = 1.0
     """weight of the label: 0 forgets it, above 1 sharpens (each evaluation is then two)"""
 
@@ -204,7 +206,7 @@ class Evaluation:
     """images per sampler"""
     samplers: tuple[str, ...] = ("heun:35",)
     """NAME:NFE each, or NAME:NFE:SAMPLES; the first one makes the pictures"""
-    inpainting: str = "predictor_corrector:200"
+    inpainting: str = "heun:35"
     """NAME:NFE that fills in the halves of test images"""
     likelihood_images: int = 16
     """test images whose bits per dimension are computed (0: none)"""
@@ -275,8 +277,10 @@ _V1 = Config(
     network=Network("v1", width=64),
     noise=Noise("ladder", sigma_min=0.01, sigma_max=1.0, levels=10),
     optim=Optim(steps=200_000),
-    sampling=Sampling("annealed_langevin", nfe=1000, step_size=2e-5),
-    evaluation=Evaluation(samplers=("annealed_langevin:1000", "predictor_corrector:200", "heun:35")),
+    sampling=Sampling("annealed_langevin", nfe=1000, step_size=2e-5, constraint="replaced"),
+    evaluation=Evaluation(
+        samplers=("annealed_langevin:1000", "predictor_corrector:200", "heun:35"), inpainting="annealed_langevin:1000"
+    ),
     checkpoint_every=5000,
 )
 _V2 = replace(
@@ -284,7 +288,7 @@ _V2 = replace(
     network=Network("v2", width=64),
     noise=Noise("ladder", sigma_min=0.01, sigma_max=None),
     optim=Optim(steps=200_000, lr=1e-4),
-    sampling=Sampling("annealed_langevin", nfe=1000),
+    sampling=Sampling("annealed_langevin", nfe=1000, constraint="replaced"),
 )
 _EDM = Config(
     optim=Optim(steps=20_000, final_lr=0.0, warmup=0.05, b2=0.99, clip=1.0),

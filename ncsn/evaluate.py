@@ -50,7 +50,7 @@ def evaluate(
         points.append((options.sampler, found.nfe, numbers[f"{label}.fid.{net.name}"]))
         if found.diagnostics.noisy is not None:
             noisy = images.to_uint8(to_pixels(config, found.diagnostics.noisy))
-            numbers |= judge.numbers(f"{label}.noisy", noisy, found.nfe - 1)
+            numbers |= judge.numbers(f"{label}.noisy", noisy, found.nfe - found.per_score)
         path = images.write(out / f"samples_{label}.png", images.grid(to_pixels(config, found.x[:_SHOWN])))
         pictures.append((path, f"The first {_SHOWN} samples of {label}, uncurated."))
         if k == 0:

@@ -23,8 +23,13 @@ _LANGEVIN = ("annealed_langevin", "langevin", "underdamped_langevin")
 _LOWEST = 0.01  # of the range of pixels: where annealing ends for a network that was trained on no ladder
 _UNDERDAMPED_STEP = 0.5
 
-Wrap = Callable[[Sampler, Any], Sampler]
-"""(sampler, rows) -> a sampler with a condition on the samples of the rows"""
+
+class Condition(NamedTuple):
+    """A condition on samples: the data of each, and what they make of a score function and of a sampler."""
+
+    data: Any  # tree of arrays [count, ...]
+    score: Callable[[Score, Any], Score] = lambda score_fn, data: score_fn
+    sampler: Callable[[Sampler, Any], Sampler] = lambda sampler, data: sampler
 
 
 def make_sampler(config: Config, known: Facts, options: Sampling, score_fn: Score) -> Sampler:
@@ -124,7 +129,8 @@ class Rows(NamedTuple):
 class Samples(NamedTuple):
     x: np.ndarray  # [count, *shape], in the units of the network
     diagnostics: Diagnostics
-    nfe: float  # mean over samples; an evaluation with guidance counts as two
+    nfe: float  # mean over samples
+    per_score: int  # evaluations of the network that one of its score takes: two with guidance
 
 
 def score_function(trained: Trained, params: Any, label: Any, weight: float) -> Score:
@@ -147,8 +153,7 @@ def draw_samples(
     mesh: Mesh,
     seed: int = 0,
     label: np.ndarray | None = None,
-    condition: Any = (),
-    wrap: Wrap | None = None,
+    condition: Condition | None = None,
     frames: int = 0,
     noisy: bool = False,
     first: int = 0,
@@ -157,25 +162,24 @@ def draw_samples(
     """`count` samples by one compiled chain. Sample i depends on the seed and on i alone.
 
     `label` [count] is for networks that know classes; where none are given, sample i is of class i modulo their
-    number. `wrap(sampler, rows)` puts a condition on them, whose data `condition` are arrays [count, ...]. `frames`:
-    how many states along the chain to keep, where it has so many.
+    number. `frames`: how many states along the chain to keep, where it has so many.
     """
     steps = len(make_sampler(config, trained.facts, options, lambda x, sigma: x).levels) - 1
     if trained.model.classes:
         label = (first + np.arange(count)) % trained.model.classes if label is None else np.asarray(label)
     elif label is not None:
         raise UserError("this network knows no classes: it cannot be asked for one")
-    rows = Rows(() if label is None else np.asarray(label, np.int32), condition)
+    condition = condition or Condition(())
+    rows = Rows(() if label is None else np.asarray(label, np.int32), condition.data)
 
     def build(params: Any, rows: Rows) -> Sampler:
-        score_fn = score_function(trained, params, rows.label, options.guidance)
-        sampler = make_sampler(config, trained.facts, options, score_fn)
-        return sampler if wrap is None else wrap(sampler, rows.condition)
+        score_fn = condition.score(score_function(trained, params, rows.label, options.guidance), rows.condition)
+        return condition.sampler(make_sampler(config, trained.facts, options, score_fn), rows.condition)
 
     draw = compile_sampler(build, trained.facts.shape, mesh, frames=min(frames, steps), noisy=noisy)
     x, diagnostics = draw(trained.params, jax.random.key(seed), count, rows, first=first, progress=progress)
-    double = trained.model.classes and options.guidance != 1
-    return Samples(x, diagnostics, float(diagnostics.nfe.mean()) * (2 if double else 1))
+    per_score = 2 if trained.model.classes and options.guidance != 1 else 1
+    return Samples(x, diagnostics, per_score * float(diagnostics.nfe.mean()), per_score)
 
 
 def to_pixels(config: Config, x: np.ndarray) -> np.ndarray:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from ncsn_cases import COVARIANCE, MEAN, chain, gaussian_score, sample_keys
 
-from ncsn.constraints import GREY, colorize, inpaint
-from ncsn.guidance import classifier_free, classifier_guided, labelled
+from ncsn.constraints import GREY, GREY_MASK, inpaint, known_grey
+from ncsn.guidance import classifier_free, classifier_guided, labelled, reconstruction
 from ncsn.langevin import annealed_langevin, ladder, langevin, predictor_corrector, reverse_diffusion
-from ncsn.noise import geometric
+from ncsn.noise import geometric, karras
 from ncsn.ode import dpm_solver, heun
 from ncsn.samplers import fixed
 
@@ -67,14 +67,49 @@ def test_what_is_inserted_has_the_noise_of_its_level(redraw):
     assert same == [not redraw, False, not redraw, not redraw, False]
 
 
-def test_colours_keep_the_given_grey():
+@pytest.mark.parametrize("guided", [True, False])
+def test_colours_keep_the_given_grey(guided):
     np.testing.assert_allclose(GREY.T @ GREY, np.eye(3), atol=1e-6)
     grey = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (3, 2, 2, 1)), jnp.float32)
     score = gaussian_score(np.zeros(12), 0.25 * np.eye(12))
     levels = np.append(geometric(10, 0.1, 6), 0)
-    x, _ = chain(colorize(predictor_corrector(score, reverse_diffusion(ladder(levels))), grey), 3, (2, 2, 3))
+    known = known_grey(grey)
+    if guided:
+        score = reconstruction(score, known, GREY_MASK, 0.5, basis=GREY)
+        sampler = heun(score, levels)
+    else:
+        sampler = predictor_corrector(score, reverse_diffusion(ladder(levels)))
+    x, _ = chain(inpaint(sampler, known, GREY_MASK, every_step=not guided, basis=GREY), 3, (2, 2, 3))
     np.testing.assert_allclose(x.mean(axis=-1, keepdims=True), grey, atol=1e-6)
     assert x.std(axis=-1).min() > 0
+
+
+def test_reconstruction_is_exact_for_independent_data():
+    """There the known coordinate is known + sigma z, and the others do not care."""
+    std, known, mask = 0.5, np.float32([0.7, -0.3]), np.asarray([True, False])
+    score = gaussian_score(np.asarray([0.2, 0.1]), std**2 * np.eye(2))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)), jnp.float32)
+    for sigma in (jnp.asarray([0.3]), jnp.linspace(0.1, 5, 5)):
+        found = np.asarray(reconstruction(score, jnp.asarray(known), mask, std)(x, sigma))
+        wanted = (known - np.asarray(x)) / np.asarray(sigma)[:, None] ** 2
+        np.testing.assert_allclose(found[:, 0], wanted[:, 0], rtol=2e-4)
+        np.testing.assert_allclose(found[:, 1], score(x, sigma)[:, 1], rtol=1e-5)
+
+
+def test_few_steps_of_an_ode_find_the_conditional_mean_by_reconstruction_and_not_by_replacement():
+    count, known = 500, jnp.asarray([3.0, 0.0])
+    levels = np.append(karras(20, 0.01, 18), 0)
+    std = float(np.sqrt(COVARIANCE[0, 0]))
+    samplers = {
+        "guided": inpaint(heun(reconstruction(SCORE, known, MASK, std), levels), known, MASK, every_step=False),
+        "replaced": inpaint(heun(SCORE, levels), known, MASK),
+    }
+    found = {name: chain(sampler, count)[0] for name, sampler in samplers.items()}
+    slope = COVARIANCE[0, 1] / COVARIANCE[0, 0]
+    wanted = MEAN[1] + slope * (3.0 - MEAN[0])
+    error = {name: abs(x[:, 1].mean() - wanted) for name, x in found.items()}
+    assert (found["guided"][:, 0] == 3.0).all()
+    assert error["guided"] < 0.1 * abs(wanted - MEAN[1]) < error["replaced"]
 
 
 CENTRES = np.asarray([[-2.0, 0.0], [2.0, 1.0], [0.0, 0.0]], np.float32)

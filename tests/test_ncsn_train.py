@@ -77,7 +77,7 @@ def test_images_from_training_to_report(call):
     for name in ("real", "heun_3", "heun_3.noisy", "ancestral_4", "ancestral_4.noisy"):
         assert numbers[f"{name}.fid.digits_cnn"] > 0
         assert 0 <= numbers[f"{name}.confident"] <= 1
-    assert numbers["heun_3.nfe"] == 3 and numbers["heun_3.noisy.nfe"] == 2
+    assert numbers["heun_3.nfe"] == 6 and numbers["heun_3.noisy.nfe"] == 4  # guidance takes two each
     assert numbers["heun_3.samples"] == 20 and numbers["ancestral_4.samples"] == 12
     assert numbers["heun_3.fid.digits_cnn"] > 10 * numbers["real.fid.digits_cnn"]  # two steps teach nothing
     assert numbers["inpainting.known_pixels_exact"] == 1
