@@ -335,8 +335,11 @@ PRESETS: dict[str, Config] = {
         # EDM's own levels, for photographs, hardly visit those at which a digit's class and shape are decided.
         noise=Noise(sigma_max=40.0, P_mean=0.5, P_std=1.5),
         optim=replace(_EDM.optim, steps=3000, lr=2e-3, label_dropout=0.1),
-        sampling=Sampling("dpm_solver", nfe=20, guidance=2.0),
-        evaluation=Evaluation(5000, ("dpm_solver:20", "dpm_solver:10", "heun:19", "annealed_langevin:500:500")),
+        # 1 mixes some classes up, 2 loses variety: fid.mnist_cnn 0.21, 0.052, 0.15 at guidance 1, 1.4, 2.
+        sampling=Sampling("dpm_solver", nfe=20, guidance=1.4),
+        evaluation=Evaluation(
+            5000, ("dpm_solver:20", "dpm_solver:10", "heun:19", "annealed_langevin:500:500"), likelihood_images=64
+        ),
     ),
     "cifar10_v1": replace(
         _V1, data=Data("cifar10", flip=True, dequantize=True), network=Network("v1", width=128)
