@@ -206,7 +206,7 @@ class Evaluation:
     """images per sampler"""
     samplers: tuple[str, ...] = ("heun:35",)
     """NAME:NFE each, or NAME:NFE:SAMPLES; the first one makes the pictures"""
-    inpainting: str = "heun:35"
+    inpainting: str = "ancestral:50"
     """NAME:NFE that fills in the halves of test images"""
     likelihood_images: int = 16
     """test images whose bits per dimension are computed (0: none)"""
@@ -321,7 +321,7 @@ PRESETS: dict[str, Config] = {
         data=_DIGITS,
         network=Network(width=16, multipliers=(1, 2), blocks=1, class_conditional=True),
         noise=Noise(sigma_max=40.0, P_mean=0.5, P_std=1.5),
-        optim=replace(_EDM.optim, steps=400, batch_size=64, lr=4e-3, label_dropout=0.1),
+        optim=replace(_EDM.optim, steps=400, batch_size=64, lr=4e-3, label_dropout=0.25),
         sampling=Sampling("dpm_solver", nfe=20, guidance=2.0),
         evaluation=Evaluation(500, ("dpm_solver:20", "annealed_langevin:200:100"), likelihood_images=0),
         checkpoint_every=500,

@@ -24,7 +24,7 @@ from ncsn.experiment import Trained
 from ncsn.sampling import Samples, draw_samples, to_pixels
 
 Picture = tuple[Path, str]
-_SHOWN, _FRAMES, _NEIGHBOURS, _INPAINTED = 100, 8, 8, 200
+_SHOWN, _FRAMES, _NEIGHBOURS, _INPAINTED = 100, 8, 8, 500
 _CONFIDENT = 0.9
 _BATCH = 500
 
@@ -149,7 +149,7 @@ def _inpainting(
     config: Config, data: Dataset, trained: Trained, judge: Judge, out: Path, pictures: list[Picture]
 ) -> dict[str, float]:
     """The right half of test images filled in, without telling the class, against filling with the mean image."""
-    count = min(_INPAINTED, config.evaluation.samples)
+    count = min(_INPAINTED, config.evaluation.samples, len(data.test["image"]))
     pixels = data.test["image"][:count]
     known = pixels.astype(np.float32) / 127.5 - 1
     missing = commands.missing_part("right", known.shape[1:])
