@@ -102,7 +102,7 @@ def train(args: Sequence[str]) -> None:
 
     from lib import shard
 
-    shard.start()
+    shard.start(convolutions=False)
     if shard.primary():
         RunFolder.check(out, "hnn", configs.to_json(config), resume=chosen.resume)
     from hnn import experiment, page
@@ -129,7 +129,7 @@ def evaluate(args: Sequence[str]) -> None:
 
     from lib import shard
 
-    shard.start()
+    shard.start(convolutions=False)
     from hnn import experiment
 
     experiment.check_finished(config, folder, config.models)
@@ -146,7 +146,7 @@ def rollout(args: Sequence[str]) -> None:
     options = configs.parse(Rollout(), rest, "python -m hnn rollout RUN")
     from lib import shard
 
-    shard.start()
+    shard.start(convolutions=False)
     from hnn import follow
 
     _say(follow.follow(folder, config, options))
@@ -161,7 +161,7 @@ def simulate(args: Sequence[str]) -> None:
     options = configs.parse(Simulate(), rest, f"python -m hnn simulate {name}")
     from lib import shard
 
-    shard.start(1)
+    shard.start(1, convolutions=False)
     from hnn import follow
 
     _say(follow.simulate(SYSTEMS[name], options))

@@ -21,11 +21,11 @@ from lib.run import UserError
 
 
 class Child:
-    """`python -m MODULE`, started at once."""
+    """`python -m MODULE ARGUMENTS`, started at once."""
 
-    def __init__(self, module: str):
+    def __init__(self, module: str, *arguments: str):
         self.module = module
-        command_line = [sys.executable, "-m", module]
+        command_line = [sys.executable, "-m", module, *arguments]
         self._process = subprocess.Popen(command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Child:

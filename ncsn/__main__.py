@@ -131,7 +131,7 @@ def train(args: Sequence[str]) -> None:
 
     from lib import shard
 
-    shard.start()
+    shard.start(convolutions=config.network.kind != "mlp")
     if shard.primary():
         RunFolder.check(out, "ncsn", configs.to_json(config), resume=chosen.resume)
     from ncsn import data, experiment, page
@@ -208,7 +208,7 @@ def _trained_run(args: Sequence[str], name: str) -> tuple[RunFolder, Config, lis
 def _open(config: Config, folder: RunFolder):
     from lib import shard
 
-    shard.start()
+    shard.start(convolutions=config.network.kind != "mlp")
     from ncsn import experiment
 
     return experiment.open_run(config, folder)

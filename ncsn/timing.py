@@ -1,10 +1,11 @@
 """How fast sampling is, measured on request: child processes of `python -m launch.bench.ncsn`.
 
-    python -m ncsn.timing
+    python -m ncsn.timing PROBLEM
 
 reads one JSON object a line and answers each with one; it sleeps between requests. `do` is one of
 
-    prepare      problem, weights: write random weights to the npz FILE; answers with all that the other side needs
+    prepare      problem (that of the command), weights: write random weights to the npz FILE; answers with all that the
+                 other side needs
     chain        seconds to draw all samples by the compiled chain, to NumPy arrays on the host
     loop         the same by jitted steps that are called from Python
     evaluations  calls: seconds of so many evaluations of the network, called one by one, and in one program
@@ -218,9 +219,9 @@ def serve(requests: Iterable[str]) -> Iterator[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    if argv:
-        raise UserError("python -m ncsn.timing takes no arguments: it reads requests from stdin")
-    start()
+    if len(argv) != 1 or argv[0] not in PROBLEMS:
+        raise UserError(f"python -m ncsn.timing PROBLEM: one of {', '.join(PROBLEMS)}; requests come from stdin")
+    start(convolutions=argv[0] != "mlp")
     jax.config.update("jax_enable_compilation_cache", False)
     for answer in serve(sys.stdin):
         print(answer, flush=True)

@@ -30,7 +30,7 @@ def in_process(monkeypatch, capsys):
     """`call = in_process(main, folder)`: call("train ...") runs a command there, in this process, where JAX has started
     long ago; it returns exit code, stdout and stderr."""
     handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
-    monkeypatch.setattr(shard, "start", lambda devices=None: None)
+    monkeypatch.setattr(shard, "start", lambda devices=None, convolutions=True: None)
 
     def in_process(main, folder):
         monkeypatch.chdir(folder)

@@ -38,7 +38,7 @@ def call():
         return out.getvalue()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard, "start", lambda devices=None: None)  # JAX has started long ago
+        patch.setattr(shard, "start", lambda devices=None, convolutions=True: None)  # JAX has started long ago
         yield call
 
 

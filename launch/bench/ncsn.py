@@ -56,7 +56,7 @@ def measure(problem: str, folder: Path, rounds: int, **changes: Any) -> Numbers:
     weights = [str(folder / f"{problem}_{i}.npz") for i in range(2)]
     record = str(folder / f"{problem}_record.npz")
     with contextlib.ExitStack() as stack:
-        ours = {name: stack.enter_context(Child("ncsn.timing")) for name in ("chain", "loop")}
+        ours = {name: stack.enter_context(Child("ncsn.timing", problem)) for name in ("chain", "loop")}
         ways = TORCH_WAYS["mlp" if problem == "mlp" else "images"]
         theirs = {name: stack.enter_context(Child("launch.bench.ncsn_torch")) for name in ways}
         for child, file in zip(ours.values(), weights, strict=True):
