@@ -88,8 +88,11 @@ def options_of(config: Any, default: Any, *, without: Collection[str] = ()) -> l
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name not in without and value != getattr(default, field.name):
-            words.append(f"--{field.name.replace('_', '-')}")
-            words += map(str, value if isinstance(value, tuple) else [value])
+            name = field.name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no-{name}")
+            else:
+                words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
     return words
 
 

@@ -138,3 +138,15 @@ def test_the_options_that_make_a_configuration():
     assert words == ["--layers", "4", "5", "--noise", "0.25"]
     assert config.parse(default, words, "prog") == dataclasses.replace(changed, solver=default.solver)
     assert config.options_of(default, default) == []
+
+
+def test_flags_among_the_options():
+    @dataclasses.dataclass(frozen=True)
+    class Flags:
+        first: bool = False
+        second: bool = True
+
+    changed = Flags(True, False)
+    words = config.options_of(changed, Flags())
+    assert words == ["--first", "--no-second"]
+    assert config.parse(Flags(), words, "prog") == changed
