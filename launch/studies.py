@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lib.config import options_of, parse
+from lib.report import number
 from lib.run import RunFolder, UserError, read_json, write_json, write_text
 
 
@@ -26,6 +28,8 @@ class Study:
     presets: tuple[str, ...]
     figures: tuple[str, ...]
     """those of a run's figures whose names begin so"""
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    """presets that are run with several seeds, and how many"""
 
 
 STUDIES = {
@@ -33,6 +37,7 @@ STUDIES = {
         "Score networks",
         ("toy_mixture", "digits_v1", "digits_v2", "digits_edm", "mnist_edm"),
         ("samples", "fields", "quality", "inpainting", "neighbours"),
+        {"digits_edm": 5},
     ),
 }
 
@@ -57,6 +62,11 @@ def main(package: str, args: Sequence[str]) -> None:
         if preset not in study.presets:
             raise UserError(f"unknown preset {preset!r}: choose from {', '.join(study.presets)}")
     found = {preset: run(package, preset, options.runs / package / preset) for preset in options.presets}
+    repeated = {
+        preset: [found[preset], *(_with_seed(package, preset, options.runs, seed) for seed in range(1, count))]
+        for preset, count in study.seeds.items()
+        if preset in options.presets
+    }
     pictures = options.out / package
     shown = {preset: _pictures(study, options.runs / package / preset, pictures) for preset in options.presets}
     # Without the places on one machine.
@@ -64,16 +74,21 @@ def main(package: str, args: Sequence[str]) -> None:
         [f"python -m launch reproduce {package}", *options_of(options, default, without=("runs", "out"))]
     )
     runs = {preset: run_environment(options.runs / package / preset) for preset in options.presets}
-    write_json(options.out / f"{package}.json", {"command": command, "environments": runs, "results": found})
+    record = {"command": command, "environments": runs, "results": found, "seeds": repeated}
+    write_json(options.out / f"{package}.json", record)
     page = options.out / f"{package}.md"
-    write_text(page, _page(package, study, command, options, found, shown))
+    write_text(page, _page(package, study, command, options, found, repeated, shown))
     print(page)
 
 
-def run(package: str, preset: str, folder: Path) -> dict[str, Any]:
+def _with_seed(package: str, preset: str, runs: Path, seed: int) -> dict[str, Any]:
+    return run(package, preset, runs / package / f"{preset}_seed{seed}", "--seed", str(seed))
+
+
+def run(package: str, preset: str, folder: Path, *options: str) -> dict[str, Any]:
     """The evaluation of one run, which is trained if it is not finished."""
     if not (folder / "report.html").exists():
-        command = [sys.executable, "-m", package, "train", preset, "--out", str(folder), "--resume"]
+        command = [sys.executable, "-m", package, "train", preset, *options, "--out", str(folder), "--resume"]
         status = subprocess.run(command, check=False).returncode
         if status:
             raise UserError(
@@ -100,7 +115,13 @@ def _minutes(run: Path) -> float:
 
 
 def _page(
-    package: str, study: Study, command: str, options: Reproduce, found: dict[str, Any], shown: dict[str, list[Path]]
+    package: str,
+    study: Study,
+    command: str,
+    options: Reproduce,
+    found: dict[str, Any],
+    repeated: dict[str, list[dict[str, Any]]],
+    shown: dict[str, list[Path]],
 ) -> str:
     table = importlib.import_module(f"{package}.page").table
     lines = [f"# {study.title}", "", f"    {command}", "", f"Commit and environment of each run: {package}.json.", ""]
@@ -120,5 +141,23 @@ def _page(
         lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
         lines += [f"| {' | '.join(row)} |" for row in rows]
         lines += ["", numbers["protocol"], ""]
+        if preset in repeated:
+            lines += _seeds(repeated[preset])
         lines += [f"![{preset}: {path.stem}]({package}/{path.name})\n" for path in shown[preset]]
     return "\n".join(lines)
+
+
+def _seeds(runs: list[dict[str, Any]]) -> list[str]:
+    """How much every number differs between runs that differ in their seed."""
+    lines = [
+        f"Trained and sampled with the seeds 0 to {len(runs) - 1}:",
+        "",
+        "| | mean ± standard deviation over seeds | least | most |",
+        "|---|---|---|---|",
+    ]
+    for key, first in runs[0].items():
+        values = [numbers[key] for numbers in runs]
+        if isinstance(first, float) and not key.endswith(".sd") and min(values) < max(values):
+            cells = number(statistics.mean(values), statistics.stdev(values)), number(min(values)), number(max(values))
+            lines.append(f"| {key} | {' | '.join(cells)} |")
+    return [*lines, ""]

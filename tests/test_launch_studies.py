@@ -1,6 +1,8 @@
 """python -m launch reproduce ncsn: the page of finished runs."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -38,6 +40,21 @@ def test_a_finished_run_is_not_repeated_and_becomes_a_page(finished):
     record = json.loads((finished / "results" / "ncsn.json").read_text())
     assert record["results"]["toy_mixture"]["heun_35.nfe"] == 35
     assert str(finished) not in page + json.dumps(record)
+
+
+def test_seeds_are_compared(finished, monkeypatch):
+    runs = finished / "runs" / "ncsn"
+    monkeypatch.setitem(studies.STUDIES, "ncsn", dataclasses.replace(studies.STUDIES["ncsn"], seeds={"toy_mixture": 3}))
+    for seed, value in ((1, 0.5), (2, 0.75)):
+        shutil.copytree(runs / "toy_mixture", runs / f"toy_mixture_seed{seed}")
+        numbers = json.loads((runs / "toy_mixture" / "evaluation.json").read_text())
+        write_json(runs / f"toy_mixture_seed{seed}" / "evaluation.json", numbers | {"heun_35.fid": value})
+    out = finished / "results"
+    studies.main("ncsn", ["--presets", "toy_mixture", "--runs", str(finished / "runs"), "--out", str(out)])
+    page = (out / "ncsn.md").read_text()
+    assert "seeds 0 to 2" in page and "| heun_35.fid | 0.5 ± 0.25 | 0.25 | 0.75 |" in page
+    assert "| heun_35.nfe | 35" not in page  # the same in all
+    assert len(json.loads((out / "ncsn.json").read_text())["seeds"]["toy_mixture"]) == 3
 
 
 def test_an_unknown_preset():
