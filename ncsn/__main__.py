@@ -14,7 +14,7 @@ import tyro
 
 from lib import config as configs
 from lib.run import RunFolder, UserError, check_out, command
-from ncsn.config import PRESETS, SAMPLERS, Config, Sampling
+from ncsn.config import PRESETS, SAMPLERS, Config, Evaluation, Sampling
 
 _PRESETS = textwrap.fill(f"presets: {', '.join(PRESETS)}", 100, subsequent_indent="  ")
 _SAMPLERS = textwrap.fill(f"samplers: {', '.join(SAMPLERS)}", 100, subsequent_indent="  ")
@@ -108,6 +108,15 @@ class Colorize:
 
 
 @dataclass(frozen=True)
+class Evaluate:
+    """Measure a trained run again."""
+
+    evaluation: Annotated[Evaluation, tyro.conf.arg(name="")]
+    sampling: Sampling
+    """of all samplers"""
+
+
+@dataclass(frozen=True)
 class Likelihood:
     """Bits per dimension of test images."""
 
@@ -149,8 +158,8 @@ def train(args: Sequence[str]) -> None:
 
 def evaluate(args: Sequence[str]) -> None:
     folder, config, rest = _trained_run(args, "evaluate")
-    options = configs.parse(config.evaluation, rest, "python -m ncsn evaluate RUN")
-    config = dataclasses.replace(config, evaluation=options)
+    options = configs.parse(Evaluate(config.evaluation, config.sampling), rest, "python -m ncsn evaluate RUN")
+    config = dataclasses.replace(config, evaluation=options.evaluation, sampling=options.sampling)
     trained = _open(config, folder)
     from ncsn import data, page
 

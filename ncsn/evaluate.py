@@ -171,13 +171,14 @@ def _inpainting(
 
 
 def _protocol(config: Config, net: FeatureNet) -> str:
+    guided = f" and guidance {config.sampling.guidance:g}" if config.network.class_conditional else ""
     return (
-        f"Samples of seed {config.seed}, rounded to 8 bits, against all "
+        f"Samples of seed {config.seed}{guided}, rounded to 8 bits, against all "
         f"training images; features of {net.name} (weights {net.weights_sha256[:12]}): scores compare with nothing "
         "but scores of the same features. real: test images in the place of samples. noisy: samples before the last, "
         f"denoising step. confident: share of samples that {net.name} reads with a probability above "
         f"{_CONFIDENT:g}; smallest_class and largest_class: share of the rarest and the commonest class among its "
         "readings, over 1 / number of classes. nfe: evaluations of the network per sample. copying: 1 for copies of "
-        "training images, for fresh samples what test images score. inpainting: the right half of test images, without "
-        "telling the class."
+        "training images, for fresh samples what test images score. inpainting: the right half of test images by "
+        f"{config.evaluation.inpainting} ({config.sampling.constraint}), without telling the class."
     )
