@@ -5,7 +5,6 @@ Runs are ordinary run folders, started as processes one after the other; finishe
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import statistics
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import options_of, parse
-from lib.report import number
+from lib.report import metric_table, number
 from lib.run import RunFolder, UserError, read_json, write_json, write_text
 
 
@@ -123,7 +122,6 @@ def _page(
     repeated: dict[str, list[dict[str, Any]]],
     shown: dict[str, list[Path]],
 ) -> str:
-    table = importlib.import_module(f"{package}.page").table
     lines = [f"# {study.title}", "", f"    {command}", "", f"Commit and environment of each run: {package}.json.", ""]
     for preset, numbers in found.items():
         folder = options.runs / package / preset
@@ -137,7 +135,7 @@ def _page(
             f"{record['versions']['jax']}; {_minutes(folder):.0f} minutes of training.",
             "",
         ]
-        columns, rows = table({key: value for key, value in numbers.items() if key != "protocol"})
+        columns, rows = metric_table({key: value for key, value in numbers.items() if key != "protocol"})
         lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
         lines += [f"| {' | '.join(row)} |" for row in rows]
         lines += ["", numbers["protocol"], ""]

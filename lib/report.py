@@ -114,3 +114,28 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in [columns, *rows]
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+_VARIANTS = ("noisy", "analytic")
+
+
+def metric_table(numbers: dict[str, float]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of numbers called NAME.METRIC, NAME.METRIC.sd, NAME.noisy.METRIC and the like.
+
+    A row per name (and per variant of it), a column per metric.
+    """
+    found: dict[str, dict[str, float]] = {}
+    metrics: list[str] = []
+    for key, value in numbers.items():
+        name, _, metric = key.partition(".")
+        for variant in _VARIANTS:
+            if metric.startswith(f"{variant}."):
+                name, metric = f"{name}.{variant}", metric.removeprefix(f"{variant}.")
+        found.setdefault(name, {})[metric] = value
+        if metric not in metrics and not metric.endswith(".sd"):
+            metrics.append(metric)
+    rows = [
+        [name, *(number(row[m], row.get(f"{m}.sd")) if m in row else "" for m in metrics)]
+        for name, row in found.items()
+    ]
+    return ["", *metrics], rows

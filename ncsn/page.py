@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lib import plot
-from lib.report import Page, number, text_table
+from lib.report import Page, metric_table, text_table
 from lib.run import RunFolder, write_json
 from ncsn.config import Config
 from ncsn.data import Dataset
@@ -50,37 +50,12 @@ def _training_curve(folder: RunFolder) -> Path | None:
     return plot.curves(folder.figures / "training.png", series, x="step", y="mean over a chunk of steps")
 
 
-def table(numbers: dict[str, float]) -> tuple[list[str], list[list[str]]]:
-    """A row per sampler, a column per metric."""
-    found: dict[str, dict[str, float]] = {}
-    metrics: list[str] = []
-    for key, value in numbers.items():
-        name, metric = _split(key)
-        found.setdefault(name, {})[metric] = value
-        if metric not in metrics and not metric.endswith(".sd"):
-            metrics.append(metric)
-    rows = [
-        [name, *(number(row[m], row.get(f"{m}.sd")) if m in row else "" for m in metrics)]
-        for name, row in found.items()
-    ]
-    return ["", *metrics], rows
-
-
-def _split(key: str) -> tuple[str, str]:
-    """("heun_35.noisy", "fid.mnist_cnn.sd") of "heun_35.noisy.fid.mnist_cnn.sd"."""
-    name, _, metric = key.partition(".")
-    for variant in ("noisy", "analytic"):
-        if metric.startswith(f"{variant}."):
-            return f"{name}.{variant}", metric.removeprefix(f"{variant}.")
-    return name, metric
-
-
 _MAIN = ("fid", "is", "kid", "confident", "heavy_mode_weight", "bits_per_dim", "nfe", "accuracy")
 
 
 def summary(numbers: dict[str, float]) -> str:
     """The main columns for the terminal."""
-    columns, rows = table(numbers)
+    columns, rows = metric_table(numbers)
     keep = [0, *(j for j, c in enumerate(columns) if c.partition(".")[0] in _MAIN)]
     rows = [row for row in rows if any(row[j] for j in keep[1:])]
     return text_table([columns[j] for j in keep], [[row[j] for j in keep] for row in rows])
@@ -95,7 +70,7 @@ def _write_page(
         "A network that learned the gradient of the log-density of noisy data, and the samples that follow it.",
     )
     page.heading("Numbers")
-    page.table(*table(numbers))
+    page.table(*metric_table(numbers))
     page.text(protocol)
     page.heading("Pictures")
     for path, caption in pictures:

@@ -124,3 +124,16 @@ def test_image_rows_accept_rows_of_different_length(tmp_path):
     path = plot.image_rows(tmp_path / "x.png", rows, columns=["0 s", "1 s", "2 s"])
     with Image.open(path) as image:
         assert image.width > image.height
+
+
+def test_metrics_become_a_row_per_name_and_variant():
+    numbers = {
+        "real.fid.net": 0.5,
+        "heun.fid.net": 1.0,
+        "heun.fid.net.sd": 0.25,
+        "heun.noisy.fid.net": 2.0,
+        "heun.nfe": 35,
+    }
+    columns, rows = report.metric_table(numbers)
+    assert columns == ["", "fid.net", "nfe"]
+    assert rows == [["real", "0.5", ""], ["heun", "1 ± 0.25", "35"], ["heun.noisy", "2", ""]]
