@@ -294,7 +294,7 @@ _EDM = Config(
     optim=Optim(steps=20_000, final_lr=0.0, warmup=0.05, b2=0.99, clip=1.0),
     evaluation=Evaluation(samplers=("heun:35", "heun:19", "dpm_solver:20", "annealed_langevin:1000")),
 )
-# Minutes on two cores, for 8x8 images: 20 Langevin steps per level are enough where neighbours overlap so much.
+# A few minutes on two cores: a fifth of the published Langevin steps, and few updates.
 _SMALL = {
     "optim": Optim(steps=500, batch_size=64, lr=4e-3, final_lr=0.0, warmup=0.05),
     "evaluation": Evaluation(
