@@ -97,14 +97,14 @@ def options_of(config: Any, default: Any, *, without: Collection[str] = ()) -> l
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON values (tuples become lists)."""
+    """A dataclass as plain JSON values (tuples become lists, paths text)."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [plain(item) for item in value]
-        return value
+        return str(value) if isinstance(value, Path) else value
 
     return plain(dataclasses.asdict(config))
 

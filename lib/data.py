@@ -157,7 +157,37 @@ class Streamed:
         return x
 
 
-Source = FullBatch | Resident | Windows | Streamed
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """The batches of another source (dicts) with the same `constants` beside them in every one.
+
+    For frozen networks and targets: arguments of the compiled program, and no part of it.
+    """
+
+    source: Resident | Streamed
+    constants: dict[str, Any]
+
+    @property
+    def constant(self) -> Any:
+        return self.source.constant, self.constants
+
+    @property
+    def constant_spec(self) -> Any:
+        return self.source.constant_spec, P()
+
+    @property
+    def per_step_spec(self) -> P:
+        return self.source.per_step_spec
+
+    def per_step(self, first: int, count: int) -> Any:
+        return self.source.per_step(first, count)
+
+    def select(self, constant: Any, x: Any) -> Any:
+        rows, constants = constant
+        return {**self.source.select(rows, x), **constants}
+
+
+Source = FullBatch | Resident | Windows | Streamed | Beside
 
 
 def data_folder(*parts: str) -> Path:

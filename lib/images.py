@@ -3,52 +3,154 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import struct
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from lib.run import UserError
 
-MAX_PIXELS = 256 * 2**20
+STILLS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+ENDINGS = (*STILLS, ".gif")
+MAX_PIXELS = 170_000_000  # just below the limit of Pillow, so that it is this one that is told
+# What Pillow raises for damaged files, apart from its own: OSError where it looked, the others where it did not.
+_DAMAGED = (SyntaxError, OSError, EOFError, ValueError, struct.error, MemoryError)
+
+
+def files(folder: Path, endings: tuple[str, ...] = ENDINGS) -> list[Path]:
+    """The images in a folder and its subfolders, in the order of their names; hidden ones are left out.
+
+    Raises UserError where there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder" if folder.exists() else f"{folder}: no such folder")
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file()]
+    found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if not found:
+        raise UserError(f"{folder} holds no images ({', '.join(endings)})")
+    return sorted(found)
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """The file as Pillow has it, pixels not yet read.
+    """The file as Pillow has it, pixels not yet read; of an animation the first frame.
 
     Raises UserError, also from what is done inside, for what is missing, not an image, truncated or larger than
     MAX_PIXELS.
     """
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{path}: {image.width} x {image.height} pixels are too many")
-            yield image
+        # A file, not its name: Pillow maps files that it knows by name, and confuses height and width of turned ones.
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.filterwarnings("ignore", module="PIL")  # of damaged metadata, and of half of the largest size
+            with Image.open(file) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise UserError(f"{path}: {image.width} x {image.height} pixels are too many, reduce it")
+                yield image
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UserError(f"{path}: no such image") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, OSError) as error:
-        raise UserError(f"{path} cannot be read as an image: {error}") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{path} cannot be read as an image: it is of no known format") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"{path}: more than {MAX_PIXELS:,} pixels are too many, reduce it") from None
+    except _DAMAGED as error:
+        raise UserError(f"{path} cannot be read as an image: {str(error) or type(error).__name__}") from None
 
 
 def read(path: Path) -> np.ndarray:
-    """An image file as float32 [h, w, 3] in [-1, 1], upright (EXIF), without transparency (on white).
+    """An image file as float32 [h, w, 3] in [-1, 1], upright (EXIF), in sRGB, without transparency (on white).
 
-    Raises UserError as `opened` does.
+    Grey files of 16 bits and of floats, which must lie in [0, 1], are rounded to 8 bits.
+    Raises UserError as `opened` does, and for numbers that are out of range.
     """
+    pixels = np.asarray(_read_rgb(path, "white"), np.float32)
+    pixels /= 127.5
+    pixels -= 1
+    return pixels
+
+
+def read_mask(path: Path, height: int, width: int) -> np.ndarray:
+    """An image file as float32 [height, width] in [0, 1]: white is 1, black and what is transparent 0.
+
+    Colours count by their mean. Stretched to the size (bilinear) where it has another. Raises UserError as `read` does.
+    """
+    grey = np.asarray(_read_rgb(path, "black"), np.float32).mean(-1, keepdims=True) / 255
+    return _resampled(grey, height, width, Image.Resampling.BILINEAR)[..., 0].clip(0, 1)
+
+
+def _read_rgb(path: Path, background: str) -> Image.Image:
     with opened(path) as image:
+        # Pillow cuts 16-bit colours to 8 bits but not the transparent one, and tells only here.
+        if "transparency" in image.info and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+            raise UserError(f"{path} has a transparent colour of 16 bits: convert it to 8 bits")
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("I;16", "I;16B", "I"):
-            grey = np.asarray(upright, np.float32) / 65535
-            upright = Image.fromarray(np.uint8(np.round(grey.clip(0, 1) * 255)))
-        if upright.has_transparency_data:
-            flat = Image.new("RGBA", upright.size, "white")
-            flat.alpha_composite(upright.convert("RGBA"))
-            upright = flat
-        pixels = np.asarray(upright.convert("RGB"), np.float32)
-    return pixels / 127.5 - 1
+        upright = _eight_bits(ImageOps.exif_transpose(image), path)
+        return _in_srgb(_flat(upright, background), image.info.get("icc_profile"))
+
+
+def _eight_bits(image: Image.Image, path: Path) -> Image.Image:
+    """Grey images of integers (of 16 bits) and of floats in [0, 1], rounded; all others as they are."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    high = 1 if image.mode == "F" else 65535
+    grey = np.asarray(image, np.float32)
+    if not ((grey >= -1e-3 * high) & (grey <= 1.001 * high)).all():  # NaN too
+        raise UserError(f"{path}: its pixels must lie between 0 and {high}, rescale them")
+    return Image.fromarray(np.uint8(np.round(grey.clip(0, high) / high * 255)))
+
+
+def _flat(image: Image.Image, background: str) -> Image.Image:
+    """CMYK as it is, all else as L or RGB: palettes looked up, transparent pixels on `background`."""
+    mode = "CMYK" if image.mode == "CMYK" else "L" if image.mode in ("1", "L", "LA") else "RGB"
+    if not image.has_transparency_data:
+        return image.convert(mode)
+    whole = image.convert("RGBA")
+    flat = Image.new(mode, image.size, background)
+    flat.paste(whole.convert(mode), mask=whole.getchannel("A"))
+    return flat
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """L, RGB or CMYK as RGB, through the embedded ICC profile unless that is broken or of another kind of image."""
+    if not profile:
+        return image.convert("RGB")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return image.convert("RGB")
+    assert converted is not None  # it is None only where the image itself is changed
+    return converted
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """[h, w, c] in [-1, 1] as float32 [height, width, c], antialiased (Lanczos); the same numbers at the same size."""
+    if image.shape[:2] == (height, width):
+        return np.asarray(image, np.float32)
+    return _resampled(image, height, width, Image.Resampling.LANCZOS).clip(-1, 1)
+
+
+def _resampled(image: np.ndarray, height: int, width: int, how: Image.Resampling) -> np.ndarray:
+    """[h, w, c] as float32 [height, width, c]; floats all the way, Pillow has them for one channel at a time."""
+    channels = np.moveaxis(np.asarray(image, np.float32), -1, 0)
+    return np.stack([np.asarray(Image.fromarray(c).resize((width, height), how)) for c in channels], -1)
+
+
+def fit_within(height: int, width: int, longest_px: int | None) -> tuple[int, int]:
+    """(height, width) of the same shape, to the nearest pixel, whose longer side is `longest_px` (None: as it is).
+
+    Raises UserError for a side shorter than a pixel.
+    """
+    if longest_px is None:
+        return height, width
+    if longest_px < 1:
+        raise UserError(f"an image cannot be {longest_px} pixels long: give at least 1")
+    longest = max(height, width)
+    new_height, new_width = (max(1, (2 * side * longest_px + longest) // (2 * longest)) for side in (height, width))
+    return new_height, new_width
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 A step is written once. Its means go through `pmean`, its random numbers through `example_keys`; both find out while
 tracing whether they run inside a mesh axis. `compile_step` then makes the step run under `jit` (one device),
-`shard_map` (a mesh over any number of hosts) or `pmap` (one host).
+`shard_map` (a mesh over any number of hosts) or `pmap` (one host). What has no batch to spread, such as one large image,
+runs under `jit` on a mesh and says by `spread_rows` what XLA is to divide.
 """
 
 from __future__ import annotations
@@ -143,16 +144,31 @@ def compile_step(
     """Compiles `fn(state, *batches) -> (state, metrics)`, donating the state.
 
     `in_specs` and `out_specs` are prefix trees of PartitionSpecs, as for `jax.shard_map`. The three ways give the
-    same result up to the order of floating-point sums. `jit` takes one device, `pmap` the devices of one host.
+    same result up to the order of floating-point sums. Under `jit` no axis is bound: on more than one device XLA itself
+    divides the work, from the specs and `spread_rows` (GSPMD). `pmap` takes the devices of one host.
     """
     if how == "jit":
-        if mesh.size != 1:
-            raise UserError(f"jit runs on one device, the mesh has {mesh.size}: use shard_map")
-        return jax.jit(fn, donate_argnums=0)
+        if mesh.size == 1:
+            return jax.jit(fn, donate_argnums=0)
+        is_spec = lambda x: isinstance(x, P)  # noqa: E731
+        ins, outs = jax.tree.map(lambda spec: NamedSharding(mesh, spec), (in_specs, out_specs), is_leaf=is_spec)
+        return jax.jit(
+            fn, donate_argnums=0, in_shardings=ins, out_shardings=outs, compiler_options=compiler_options(mesh)
+        )
     if how == "shard_map":
         mapped = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
         return jax.jit(mapped, donate_argnums=0, compiler_options=compiler_options(mesh))
     return _compile_pmap(fn, mesh, in_specs, out_specs)
+
+
+def spread_rows(x: jax.Array, mesh: Mesh) -> jax.Array:
+    """Images [b, h, w, c] with their rows divided over the devices, inside a program that `jit` compiled for the mesh.
+
+    XLA then exchanges the borders that convolutions need. An image whose height does not divide is left to XLA.
+    """
+    if mesh.size == 1 or x.shape[1] % mesh.size:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, DATA)))
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool] | None:
@@ -188,11 +204,16 @@ def _compile_pmap(fn: Callable, mesh: Mesh, in_specs: tuple, out_specs: tuple) -
     return call
 
 
-def place(tree: Any, mesh: Mesh, spec: P = P()) -> Any:
+def place(tree: Any, mesh: Mesh, spec: Any = P()) -> Any:
     """Puts host arrays (the same on every process) or device arrays onto the mesh.
 
-    Raises UserError where an axis does not divide evenly over the devices.
+    `spec`: a PartitionSpec, or a prefix tree of them. Raises UserError where an axis does not divide evenly over the
+    devices.
     """
+    return jax.tree.map(lambda spec, part: _place(part, mesh, spec), spec, tree, is_leaf=lambda x: isinstance(x, P))
+
+
+def _place(tree: Any, mesh: Mesh, spec: P) -> Any:
     sharding = NamedSharding(mesh, spec)
     spread = [i for i, axis in enumerate(spec) if axis is not None]
 

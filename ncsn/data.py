@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from lib.data import load_labelled
-from lib.images import opened
-from lib.metrics.images import ENDINGS, Images, open_images
+from lib.images import STILLS, files, opened
+from lib.metrics.images import Images, open_images
 from lib.run import UserError
 from ncsn.config import Config, Data
 from ncsn.noise import largest_distance
@@ -127,9 +127,7 @@ def _as_they_are(images: Images) -> np.ndarray:
 
 def _squares(folder: Path, size_px: int) -> np.ndarray:
     """All images of a folder, cropped to the square in their middle and resized, uint8 [n, size_px, size_px, 3]."""
-    names = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.name[0] != ".")
-    if not names:
-        raise UserError(f"{folder} holds no images")
+    names = files(folder, STILLS)
     out = np.empty((len(names), size_px, size_px, 3), np.uint8)
     for i, path in enumerate(names):
         with opened(path) as image:

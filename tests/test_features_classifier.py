@@ -23,8 +23,13 @@ from lib.run import UserError
 from lib.shard import make_mesh
 from lib.train import fit
 
-BARS = {"digits_cnn": 0.98, "mnist_cnn": 0.993}
+BARS = {"digits_cnn": 0.98, "mnist_cnn": 0.993, "cifar10_vgg": 0.75}
 CIFAR10_BAR = 0.85
+# cifar10_vgg is trained later: until its file is there, the tests of committed weights leave it out.
+_MISSING = pytest.mark.skipif(
+    not (FOLDER / "cifar10_vgg.safetensors").exists(), reason="cifar10_vgg is not trained yet"
+)
+COMMITTED = [pytest.param(name, marks=_MISSING) if name == "cifar10_vgg" else name for name in CLASSIFIERS]
 TINY = "--widths 4 8 --steps 60 --batch-size 32 --checkpoint-every 20"
 
 
@@ -46,7 +51,7 @@ def tiny(**changes) -> recipes.Config:
 # The committed weights
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", COMMITTED)
 def test_files_belong_together(name):
     net, found = classifier.load(name), record(name)
     (size,) = net.sizes_px or ()
@@ -62,7 +67,7 @@ def test_files_belong_together(name):
     assert found["test"]["accuracy"] >= BARS.get(name, CIFAR10_BAR)
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", COMMITTED)
 def test_features(name):
     net = classifier.load(name)
     (size,) = net.sizes_px or ()
@@ -77,7 +82,7 @@ def test_features(name):
     np.testing.assert_allclose(as_floats.logits, out.logits, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", COMMITTED)
 def test_recorded_accuracy(name, request):
     """All 360 digits; the first 1,000 test images of the others, within four standard errors."""
     found = record(name)
@@ -237,8 +242,9 @@ def test_statistics_are_those_of_the_data():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), got, expected)
 
 
-def test_a_residual_network_comes_back_from_its_file(tmp_path):
-    config, rows = tiny(kind="residual", head="sigmoid"), images_of("digits")
+@pytest.mark.parametrize("changes", [{"kind": "residual", "head": "sigmoid"}, {"kind": "vgg", "patch_px": 0}])
+def test_a_network_comes_back_from_its_file(changes, tmp_path):
+    config, rows = tiny(**changes), images_of("digits")
     design = training.design_of(config, (8, 8, 1))
     state = training.start_state(config, design, rows, training.optimizer(config))
     variables = {"params": state.params, "statistics": state.extra}
@@ -249,6 +255,23 @@ def test_a_residual_network_comes_back_from_its_file(tmp_path):
     run = jax.jit(lambda variables: classifier.build(design).apply(variables, x, False))
     x = classifier.scaled(design, rows["image"][:8])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-2), run(variables), run(net.params))
+
+
+def test_a_vgg_learns():
+    """Every parameter moves, the statistics too, and the loss falls."""
+    config, rows = tiny(kind="vgg", patch_px=0), load_labelled("digits", "train")
+    design, tx = training.design_of(config, (8, 8, 1)), training.optimizer(config)
+    state = training.start_state(config, design, rows, tx)
+    losses = []
+    source, step = Resident(rows, config.batch_size), training.make_step(config, design, tx)
+    new = fit(
+        state, step, source, steps=60, mesh=make_mesh(2), steps_per_call=20, log=lambda _, m: losses.append(m["loss"])
+    )
+    assert losses[-1] < 0.9 * losses[0]
+    assert set(state.extra) == {"norm1_1", "norm1_2", "norm2_1", "norm2_2"}
+    assert set(state.params) == {"conv1_1", "conv1_2", "conv2_1", "conv2_2", *state.extra, "Dense_0"}
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), (new.params, new.extra), (state.params, state.extra))
+    assert min(jax.tree.leaves(moved)) > 1e-4
 
 
 # The command
@@ -303,6 +326,8 @@ def test_the_recorded_command_repeats_the_configuration(preset):
         ("digits --steps 0", "steps must be at least 1"),
         ("digits --lr -1", "lr must be positive"),
         ("digits --lrr 1", "Unrecognized"),
+        ("digits --patch-px 0", "patch_px must be even"),
+        ("digits --kind vgg", "patch_px must be 0 where kind is vgg"),
         ("digits --holdout 1437", "only 1437 training images"),
         ("digits --batch-size 5000", "only 1300 images"),
     ],

@@ -1,7 +1,9 @@
-"""VGG against PyTorch's, at random weights and at the real partial ones (see reference/)."""
+"""VGG against PyTorch's, at random weights and the real partial ones (see reference/); VGG-9 against its classifier."""
 
+import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from feature_cases import VGG_SIZE_PX, images, positions, vgg_state
 
-from lib.features import convert, vgg, weights
+from lib.features import classifier, convert, vgg, weights
 from lib.run import UserError
 
 REFERENCE = np.load(Path(__file__).parent / "reference" / "features.npz")
@@ -187,6 +189,122 @@ def test_default_weights(tmp_path, monkeypatch, data_folder):
             vgg.load_default(name)
     sha256 = weights.write(weights.cached("vgg19"), random_vgg(19))
     assert vgg.load_default("vgg19").weights_sha256 == sha256
+
+
+# VGG-9, the classifier that comes with the package
+
+DESIGN = classifier.Design("vgg", 0, (4, 6, 8, 10), "softmax", 32, 3, 120)
+
+
+def random_classifier(path: Path, **changes) -> Path:
+    """A weight file of random kernels, scales, biases and statistics; variances small enough to tell epsilon."""
+    design = dataclasses.replace(DESIGN, **changes)
+    blank = jnp.zeros((1, design.size_px, design.size_px, design.channels))
+    shapes = jax.eval_shape(lambda: classifier.build(design).init(jax.random.key(0), blank, False))
+    rng, arrays = np.random.default_rng(0), {}
+    for name, leaf in weights.flat(shapes).items():
+        if name.endswith(("scale", "variance")):
+            arrays[name] = rng.uniform(0.3, 2, leaf.shape) * (1e-4 if name.endswith("variance") else 1e-2)
+        else:
+            arrays[name] = rng.normal(size=leaf.shape) * np.sqrt(2 / max(1, np.prod(leaf.shape[:-1])))
+    path.write_bytes(classifier.serialize(design, weights.nested(arrays)))
+    return path
+
+
+def test_a_folded_classifier_equals_its_own_layers(tmp_path):
+    """Also at the borders, and of another size than it was trained for, with odd sides before the pools."""
+    path = random_classifier(tmp_path / "small.safetensors")
+    folded, variables = vgg.from_classifier(path), classifier.read(path).params
+    assert folded.layers == vgg.layer_names(9) and folded.pooling == "average"
+    for height, width in ((32, 32), (27, 38)):
+        x = pixels(height, width)
+        inputs, names = classifier.scaled(DESIGN, x), [name for name in folded.layers if name != "pool4"]
+        run: Any = functools.partial(
+            classifier.build(DESIGN).apply, capture_intermediates=True, mutable=["intermediates"]
+        )
+        out, state = run(variables, inputs, False)
+        found = vgg.apply(folded.params, x, names, pooling=folded.pooling)
+        scale = max(float(jnp.abs(x).max()) for x in found.values())
+        assert 1 < scale < 100
+        for name, ours in found.items():
+            block, i = name[-3:].split("_") if name[0] != "p" else (name[-1], "2")
+            (theirs,) = state["intermediates"][f"norm{block}_{i}"]["__call__"]
+            theirs = theirs if name.startswith("conv") else jax.nn.relu(theirs)
+            theirs = vgg.pool(theirs, "average") if name.startswith("pool") else theirs
+            np.testing.assert_allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
+        # and what the pools pass on is what the classifier's own pools do
+        np.testing.assert_allclose(found["relu4_2"].mean((1, 2)), out.pool, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_what_the_borders_see_is_the_zero_pixel(tmp_path):
+    """An image of the pixel that becomes zero goes on beyond its borders: every activation is constant."""
+    folded = vgg.from_classifier(random_classifier(tmp_path / "small.safetensors"))
+    x = jnp.full((1, 16, 16, 3), 120 / 127.5 - 1)
+    np.testing.assert_allclose(folded.params["mean"], x[0, 0, 0], rtol=1e-6)
+    first = vgg.apply(folded.params, x, ["conv1_1"])["conv1_1"]
+    np.testing.assert_allclose(first, np.broadcast_to(folded.params["conv1_1"]["bias"], first.shape), atol=1e-6)
+
+
+def test_a_classifier_is_loaded_like_other_weights(tmp_path, monkeypatch):
+    path = random_classifier(tmp_path / f"{vgg.EMBEDDED}.safetensors")
+    folded = vgg.from_classifier(path)
+    monkeypatch.setattr(classifier, "FOLDER", tmp_path)
+    weights.write(tmp_path / "folded.safetensors", weights.flat(folded.params))
+    for found in (vgg.load(path), vgg.load_embedded(), vgg.load(tmp_path / "folded.safetensors")):
+        assert found.pooling == "average"
+        jax.tree.map(np.testing.assert_array_equal, found.params, folded.params)
+    assert vgg.load_embedded().weights_sha256 == classifier.read(path).weights_sha256
+    path.unlink()
+    for load in (vgg.load_embedded, lambda: vgg.load(path), lambda: vgg.from_classifier(path)):
+        with pytest.raises(UserError, match=f"{vgg.EMBEDDED}.safetensors: no such weight file"):
+            load()
+
+
+def test_embedded_weights_have_textures_to_tell_apart():
+    if not (classifier.FOLDER / f"{vgg.EMBEDDED}.safetensors").exists():
+        pytest.skip("cifar10_vgg is not trained yet")
+    net = vgg.load_embedded()
+    assert net.layers == vgg.layer_names(9)
+    found = vgg.apply(net.params, pixels(40, 48), ["relu1_1", "relu4_2"], pooling=net.pooling)
+    assert found["relu1_1"].shape[1:3] == (40, 48) and found["relu4_2"].shape[1:3] == (5, 6)
+    for activation in found.values():
+        assert 0.01 < float(jnp.mean(activation)) < 100 and float(jnp.mean(activation > 0)) > 0.05
+
+
+def test_messages_name_the_small_network(tmp_path):
+    arrays = weights.flat(vgg.from_classifier(random_classifier(tmp_path / "small.safetensors")).params)
+    params = weights.nested(arrays)
+    with pytest.raises(UserError, match="VGG-9 has no layer 'relu3_3'; there are conv1_1, .*, pool4$"):
+        vgg.apply(params, pixels(32, 32), ["relu3_3"])
+    with pytest.raises(UserError, match="8 x 8 pixels are too small for pool4"):
+        vgg.apply(params, pixels(8, 8), ["pool4"])
+    with pytest.raises(UserError, match=r"end before relu4_2: the deepest layer available is relu4_1 \(then relu4_1\)"):
+        vgg.apply({k: v for k, v in params.items() if k != "conv4_2"}, pixels(8, 8), ["relu4_2"])
+    for change, message in (
+        ({"conv2_2/bias": np.zeros(3)}, r"conv2_2/bias has shape \(3,\), not \(6,\)"),
+        ({"conv2_1/kernel": np.zeros(3)}, r"conv2_1/kernel has shape \(3,\), not \(3, 3, 4, 6\)"),
+        ({"conv9_1/bias": np.zeros(3)}, "conv9_1/bias is unknown"),
+    ):
+        with pytest.raises(UserError, match=message):
+            vgg.check(arrays | change, "file")
+    for lost in ("mean", "conv1_1/bias", "conv2_1/bias"):
+        with pytest.raises(UserError, match=f"{lost} is missing"):
+            vgg.check({k: v for k, v in arrays.items() if k != lost}, "file")
+    published = {k: v for k, v in random_vgg(16).items() if not k.startswith("conv3_3")}
+    with pytest.raises(UserError, match="conv3_3/kernel, conv3_3/bias are missing"):  # a gap does not make it a VGG-9
+        vgg.check(published, "file")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"kind": "residual", "patch_px": 4}, {"channels": 1}, {"widths": (2, 2, 2, 2, 2)}],
+    ids=["residual", "grey", "five blocks"],
+)
+def test_other_classifiers_are_refused(changes, tmp_path):
+    path = random_classifier(tmp_path / "other.safetensors", **changes)
+    for load in (vgg.load, vgg.from_classifier):
+        with pytest.raises(UserError, match="holds another classifier than a VGG-9 of RGB images"):
+            load(path)
 
 
 def test_other_weights_are_refused_by_name(tmp_path):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lib.features.net import FeatureNet
 
 INCEPTIONS = ("inception", "inception.pytorch_fid")
-CLASSIFIERS = ("digits_cnn", "mnist_cnn", "cifar10_cnn", "cifar10_judge_a", "cifar10_judge_b")
+CLASSIFIERS = ("digits_cnn", "mnist_cnn", "cifar10_cnn", "cifar10_judge_a", "cifar10_judge_b", "cifar10_vgg")
 NAMES = (*INCEPTIONS, *CLASSIFIERS)
 
 _BY_SIZE = {(8, 8, 1): "digits_cnn", (28, 28, 1): "mnist_cnn", (32, 32, 3): "cifar10_cnn"}

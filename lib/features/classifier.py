@@ -30,10 +30,10 @@ from lib.shard import pmean
 FOLDER = Path(__file__).parent / "pretrained"
 
 _STATISTICS_DECAY = 0.95
-_EPSILON = 1e-5
+EPSILON = 1e-5
 _WHITENING_FLOOR = 1e-2  # variance; chroma of JPEG files has next to none at this scale
 _MAX_DIRECTIONS = 24
-_PIXEL_SCALE = 64.0
+PIXEL_SCALE = 64.0
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
@@ -41,9 +41,9 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 class Design:
     """What has to be known of a network to build it; stored in its weight file."""
 
-    kind: Literal["plain", "residual"]
+    kind: Literal["plain", "residual", "vgg"]
     patch_px: int
-    """of the first layer, whose stride is the half of it"""
+    """of the first layer, whose stride is the half of it; a VGG has no such layer (0)"""
     widths: tuple[int, ...]
     """channels per level; each level has half the size of the one before, the last one's channels are the features"""
     head: Literal["softmax", "sigmoid"]
@@ -72,7 +72,7 @@ class BatchNorm(nn.Module):
             if not self.is_initializing():
                 mean.value = _STATISTICS_DECAY * mean.value + (1 - _STATISTICS_DECAY) * jax.lax.stop_gradient(m)
                 variance.value = _STATISTICS_DECAY * variance.value + (1 - _STATISTICS_DECAY) * jax.lax.stop_gradient(v)
-        gain = scale * jax.lax.rsqrt(v + _EPSILON)
+        gain = scale * jax.lax.rsqrt(v + EPSILON)
         return x * gain + (bias - m * gain)
 
 
@@ -136,8 +136,31 @@ class Residual(nn.Module):
         return Features(pool, nn.Dense(self.classes)(pool))
 
 
+class SmallVGG(nn.Module):
+    """Blocks of two convolutions at full resolution with average pools between the blocks; average pool.
+
+    A VGG (arXiv 1409.1556) in widths and names, for perceptual losses: `lib.features.vgg.from_classifier` folds the
+    batch norm into the convolutions. Average pools are those that texture synthesis prefers (arXiv 1505.07376).
+    """
+
+    widths: tuple[int, ...]
+    classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> Features:
+        for block, width in enumerate(self.widths, 1):
+            x = x if block == 1 else nn.avg_pool(x, (2, 2), (2, 2))
+            for i in (1, 2):
+                x = Conv(width, (3, 3), use_bias=False, name=f"conv{block}_{i}")(x)
+                x = nn.relu(BatchNorm(name=f"norm{block}_{i}")(x, train))
+        features = jnp.mean(x, (1, 2))
+        return Features(features, nn.Dense(self.classes)(features))
+
+
 def build(design: Design) -> nn.Module:
     """The network: `apply({"params": ..., "statistics": ...}, scaled(images), train) -> Features`."""
+    if design.kind == "vgg":
+        return SmallVGG(design.widths, design.classes)
     return {"plain": Plain, "residual": Residual}[design.kind](design.patch_px, design.widths, design.classes)
 
 
@@ -149,7 +172,7 @@ def scaled(design: Design, images: jax.Array) -> jax.Array:
         pixels = images.astype(jnp.float32)
     else:
         raise UserError(f"images must be uint8, or floats in [-1, 1], not {images.dtype}")
-    return (pixels - design.zero) / _PIXEL_SCALE
+    return (pixels - design.zero) / PIXEL_SCALE
 
 
 def _directions(patch_px: int, channels: int) -> int:
@@ -218,7 +241,7 @@ def read(path: Path, name: str | None = None) -> FeatureNet:
         channels=channels,
         sizes_px=(size,),
         weights_sha256=found.sha256,
-        preprocessing=f"none but (pixel - {design.zero}) / {_PIXEL_SCALE:g} at {size} x {size}",
+        preprocessing=f"none but (pixel - {design.zero}) / {PIXEL_SCALE:g} at {size} x {size}",
     )
 
 

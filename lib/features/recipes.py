@@ -17,9 +17,9 @@ class Config:
     name: str = "cifar10_cnn"
     """of the weight file"""
     data: Literal["digits", "mnist", "cifar10"] = "cifar10"
-    kind: Literal["plain", "residual"] = "plain"
+    kind: Literal["plain", "residual", "vgg"] = "plain"
     patch_px: int = 4
-    """side of the patches that the first layer sees; its stride is the half of it"""
+    """side of the patches that the first layer sees; its stride is the half of it (vgg: 0)"""
     widths: tuple[int, ...] = (48, 96, 192)
     """channels per level; the last one is the number of features"""
     head: Literal["softmax", "sigmoid"] = "softmax"
@@ -57,7 +57,9 @@ class Config:
             raise UserError("lr must be positive")
         if not self.widths or min(self.widths) < 1:
             raise UserError("widths must be positive, one per level")
-        if self.patch_px < 2 or self.patch_px % 2:
+        if self.kind == "vgg" and self.patch_px:
+            raise UserError("patch_px must be 0 where kind is vgg")
+        if self.kind != "vgg" and (self.patch_px < 2 or self.patch_px % 2):
             raise UserError("patch_px must be even")
         if not (0 <= self.warmup < 1 and 0 <= self.label_smoothing < 1):
             raise UserError("warmup and label_smoothing must be at least 0 and below 1")
@@ -86,5 +88,8 @@ PRESETS = {
     ),
     "cifar10_judge_b": dataclasses.replace(
         _CIFAR10, name="cifar10_judge_b", kind="residual", head="sigmoid", label_smoothing=0.0, seed=2
+    ),
+    "cifar10_vgg": dataclasses.replace(
+        _CIFAR10, name="cifar10_vgg", kind="vgg", patch_px=0, widths=(32, 64, 128, 128), steps=1400, seed=3
     ),
 }

@@ -1,9 +1,12 @@
-"""VGG-16 and VGG-19 (Simonyan and Zisserman, 2014) as layers by name, for perceptual losses.
+"""VGG-16, VGG-19 (Simonyan and Zisserman, 2014) and a small VGG-9 as layers by name, for perceptual losses.
 
 Layers are conv1_1, relu1_1, conv1_2, relu1_2, pool1, conv2_1, ... Images are RGB in [-1, 1] whatever the weights come
 from: scale and channel order of their own preprocessing are folded into conv1_1, and the mean that is subtracted
 before the zero padding is kept as `mean`. Activations therefore are those of the original network: with Caffe's
 weights (pixels 0..255 less the mean) in the hundreds, with torchvision's (standardised pixels) near one.
+
+The VGG-9 comes with the package, for those who have no published weights: a classifier of CIFAR-10 (kind "vgg" of
+lib/features/classifier.py) with its batch norm folded into the convolutions.
 """
 
 from __future__ import annotations
@@ -19,14 +22,16 @@ from flax import linen as nn
 
 from lib import conv
 from lib.data import DATA_VARIABLE, data_folder
-from lib.features import weights
+from lib.features import classifier, weights
 from lib.run import UserError
 
 Pooling = Literal["max", "average"]
 
 WIDTHS = (64, 128, 256, 512, 512)
-CONVOLUTIONS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-"""per block, by the number of layers with weights (three of which are the classifier's, not here)"""
+"""channels per block of the published networks; those of a VGG-9 are what its weights say"""
+CONVOLUTIONS = {9: (2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+"""per block, by the number of layers with weights (the last three, of VGG-9 one, are the classifier's, not here)"""
+EMBEDDED = "cifar10_vgg"
 PARTIAL_FILE = "vgg19_conv1_1_to_conv3_4.npz"
 
 # Of pixels in [-1, 1], RGB: the means of ImageNet that Caffe and torchvision subtract.
@@ -35,11 +40,17 @@ _TORCHVISION_MEAN = 2 * np.array([0.485, 0.456, 0.406]) - 1
 _TORCHVISION_STD = 2 * np.array([0.229, 0.224, 0.225])
 
 
+class NoWeights(UserError):
+    """Neither the cache nor the data folder has the weights that were asked for."""
+
+
 class VGG(NamedTuple):
     """Weights, perhaps of the first layers only, and where they come from."""
 
     params: dict[str, Any]
     weights_sha256: str
+    pooling: Pooling = "max"
+    """what they were trained with"""
 
     @property
     def layers(self) -> list[str]:
@@ -48,7 +59,7 @@ class VGG(NamedTuple):
 
 
 def layer_names(depth: int) -> list[str]:
-    """All layers of VGG-16 or VGG-19 in order."""
+    """All layers of VGG-9, VGG-16 or VGG-19 in order."""
     names = []
     for block, count in enumerate(CONVOLUTIONS[depth], 1):
         for i in range(1, count + 1):
@@ -58,10 +69,12 @@ def layer_names(depth: int) -> list[str]:
 
 
 def depth_of(params: Mapping[str, Any]) -> int | None:
-    """16 or 19; None for weights that end before the two networks differ."""
+    """9, 16 or 19; None for weights that end before the networks differ."""
     if "conv3_4" in params:
         return 19
-    return 16 if "conv4_1" in params else None
+    if "conv4_1" not in params:
+        return None
+    return 9 if {"conv3_3", "conv4_3", "conv5_1"}.isdisjoint(params) else 16
 
 
 def available(params: Mapping[str, Any]) -> list[str]:
@@ -79,6 +92,7 @@ class _Layers(nn.Module):
     """The layers `until` the last one wanted, each under its name."""
 
     names: tuple[str, ...]
+    widths: tuple[int, ...]
     pooling: Pooling
 
     @nn.compact
@@ -87,7 +101,7 @@ class _Layers(nn.Module):
         for name in self.names:
             kind, block = name[:4], int(name[4])
             if kind == "conv":
-                x = conv.Conv(WIDTHS[block - 1], (3, 3), padding=((1, 1), (1, 1)), name=name)(x)
+                x = conv.Conv(self.widths[block - 1], (3, 3), padding=((1, 1), (1, 1)), name=name)(x)
             elif kind == "relu":
                 x = nn.relu(x)
             else:
@@ -122,7 +136,8 @@ def apply(
     if min(x.shape[1:3]) < 2**pools:
         raise UserError(f"images of {x.shape[1]} x {x.shape[2]} pixels are too small for {names[-1]}")
     variables = {"params": {name: params[name] for name in names if name.startswith("conv")}}
-    outputs: Any = _Layers(tuple(names), pooling).apply(variables, x - params["mean"])
+    widths = tuple(layer["kernel"].shape[-1] for name, layer in variables["params"].items() if name.endswith("_1"))
+    outputs: Any = _Layers(tuple(names), widths, pooling).apply(variables, x - params["mean"])
     return {layer: outputs[layer] for layer in layers}
 
 
@@ -151,35 +166,78 @@ def _fold(arrays: Mapping[str, np.ndarray], mean: np.ndarray, scale: np.ndarray,
 
 
 def check(arrays: Mapping[str, np.ndarray], source: Path | str) -> None:
-    """Raises UserError that names the first array which does not belong into (a beginning of) VGG-16 or VGG-19."""
+    """Raises UserError that names the first array which does not belong into (a beginning of) VGG-9, -16 or -19.
+
+    Widths are those of the published networks, but of VGG-9 any. Only the published ones may lack a mean (Caffe's).
+    """
     convolutions = {name.split("/")[0] for name in arrays if "/" in name} | {"conv1_1"}
-    expected: dict[str, tuple[int, ...]] = {"mean": (3,)} if "mean" in arrays else {}
+    depth = depth_of(dict.fromkeys(convolutions))
+    expected: dict[str, tuple[int, ...]] = {"mean": (3,)} if "mean" in arrays or depth == 9 else {}
     c = 3
-    for name in layer_names(depth_of(dict.fromkeys(convolutions)) or 19):
+    for name in layer_names(depth or 19):
         if not name.startswith("conv") or not convolutions:
             continue
         convolutions.discard(name)
-        width = WIDTHS[int(name[4]) - 1]
+        block = int(name[4])
+        width = np.size(arrays.get(f"conv{block}_1/bias", ())) if depth == 9 else WIDTHS[block - 1]
         expected |= {f"{name}/kernel": (3, 3, c, width), f"{name}/bias": (width,)}
         c = width
     weights.check(arrays, expected, source)
 
 
 def load(path: Path) -> VGG:
-    """The weights in a converted file, or in an .npz of Caffe's weights in Keras layout ("conv1_1/kernel", ...).
+    """The weights in a converted file, in an .npz of Caffe's weights in Keras layout ("conv1_1/kernel", ...), or in
+    the file of a classifier of kind "vgg".
 
-    Raises UserError where the file is missing or not that.
+    Raises UserError where the file is missing or none of these.
     """
+    if _is_classifier(path):
+        return from_classifier(path)
     found = weights.read(path)
     check(found.arrays, path)
     arrays = found.arrays if "mean" in found.arrays else from_caffe(found.arrays)
-    return VGG(weights.nested(arrays), found.sha256)
+    params = weights.nested(arrays)
+    return VGG(params, found.sha256, "average" if depth_of(params) == 9 else "max")
+
+
+def _is_classifier(path: Path) -> bool:
+    try:
+        classifier.read_design(path)
+    except UserError:
+        return False
+    return True
+
+
+def from_classifier(path: Path) -> VGG:
+    """The convolutions of a small classifier of kind "vgg", batch norm and scale of the pixels folded in.
+
+    Images of any size, average pools. Raises UserError where the file is missing or holds another network.
+    """
+    net, design = classifier.read(path), classifier.read_design(path)
+    if design.kind != "vgg" or design.channels != 3 or len(design.widths) > len(CONVOLUTIONS[9]):
+        raise UserError(f"{path} holds another classifier than a VGG-9 of RGB images")
+    learned, statistics = net.params["params"], net.params["statistics"]
+    params: dict[str, Any] = {"mean": np.full(3, design.zero / 127.5 - 1, np.float32)}
+    for name in learned:
+        if name.startswith("conv"):
+            norm = name.replace("conv", "norm")
+            mean, variance = (np.asarray(statistics[norm][part], np.float64) for part in ("mean", "variance"))
+            gain = learned[norm]["scale"] / np.sqrt(variance + classifier.EPSILON)
+            scale = 127.5 / classifier.PIXEL_SCALE if name == "conv1_1" else 1.0
+            kernel, bias = learned[name]["kernel"] * (scale * gain), learned[norm]["bias"] - mean * gain
+            params[name] = {"kernel": np.float32(kernel), "bias": np.float32(bias)}
+    return VGG(params, net.weights_sha256, "average")
+
+
+def load_embedded() -> VGG:
+    """The VGG-9 that comes with the package."""
+    return from_classifier(classifier.FOLDER / f"{EMBEDDED}{weights.SUFFIX}")
 
 
 def load_default(name: Literal["vgg16", "vgg19"] = "vgg19") -> VGG:
     """The converted weights in the cache folder; failing those, for VGG-19, the partial file among the data.
 
-    Raises UserError where there are neither, with what to do about it.
+    Raises NoWeights where there are neither, with what to do about it.
     """
     path = weights.cached(name)
     if path.exists():
@@ -190,7 +248,7 @@ def load_default(name: Literal["vgg16", "vgg19"] = "vgg19") -> VGG:
         except UserError:
             pass
     also = f", or set {DATA_VARIABLE} to a folder with weights/{PARTIAL_FILE}" if name == "vgg19" else ""
-    raise UserError(
+    raise NoWeights(
         f"{path} is missing: `python -m lib.features get {name}` downloads the published weights, `python -m "
         f"lib.features convert FILE {path}` makes this file of them{also}"
     )

@@ -15,10 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from lib.data import tfds_rows
-from lib.images import opened, to_uint8
+from lib.images import STILLS, files, opened, to_uint8
 from lib.run import UserError
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 ALREADY_WHOLE = "uint8 as given"
 ROUNDED = "[-1, 1] rounded to the nearest of 256"
 _CHUNK = 256
@@ -147,9 +146,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def _of_folder(folder: Path) -> Images:
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
-    if not paths:
-        raise UserError(f"{folder} holds no images ({', '.join(ENDINGS)})")
+    paths = files(folder, STILLS)
     shape = _read_exactly(paths[0]).shape
 
     def chunks() -> Iterator[np.ndarray]:

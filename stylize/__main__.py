@@ -1,0 +1,194 @@
+"""python -m stylize image|train|apply: the command line of style transfer."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from lib import config as configs
+from lib.run import RunFolder, UserError, check_out, command
+from stylize.config import PRESETS, Config, Optimization, Perception
+
+HELP = f"""usage: python -m stylize COMMAND ...
+
+  image CONTENT STYLE... --out PNG      optimise an image (Gatys et al.); slow, best quality
+  image ... --out PNG --resume          go on where a stopped run was
+  train [PRESET] STYLE... --photos DIR --out RUN   train a network that stylises any image at once
+  apply RUN IMAGE... --out PNG|DIR      stylise images with a trained network
+
+presets of train: {", ".join(PRESETS)}
+
+`python -m stylize COMMAND ... --help` lists every option, e.g. --perception.style-weight 30"""
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+
+
+@dataclass(frozen=True)
+class Image:
+    """Stylise one image by optimising its pixels."""
+
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """the photograph, and one style or more"""
+    out: Path = Path("stylized.png")
+    """the result, exactly as large as the photograph"""
+    longest_px: int | None = None
+    """longest side of the result (default: as large as the photograph)"""
+    weights: tuple[float, ...] = ()
+    """of several styles (default: all the same)"""
+    masks: tuple[Path, ...] = ()
+    """an image per style, white where that style goes (default: all styles everywhere, mixed)"""
+    style_scale: float = 1.0
+    """size of the styles' strokes: longest side of the style images relative to that of the result"""
+    color: Literal["style", "luminance", "match", "histogram"] = "style"
+    """colours of the style; of the photograph, by luminance alone; or by recolouring the styles, linearly or by
+    histograms"""
+    start: Path | None = None
+    """image to begin with (default: see --optim.start)"""
+    run: Path | None = None
+    """folder for previews, checkpoints and the trace of the objective (default: OUT.run beside the result)"""
+    resume: bool = False
+    """go on with a stopped run"""
+    seed: int = 0
+    """of the noise"""
+    perception: Perception = Perception()
+    optim: Optimization = Optimization()
+
+    def __post_init__(self) -> None:
+        if self.longest_px is not None and self.longest_px < 1:
+            raise UserError("longest-px must be at least 1")
+        if not 0.05 <= self.style_scale <= 20:
+            raise UserError("style-scale must be between 0.05 and 20")
+        if any(not 0 <= w < float("inf") for w in self.weights) or (self.weights and not sum(self.weights)):
+            raise UserError("weights must not be negative, nor all zero")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network for one style or more."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """run folder (default: runs/stylize-STYLE)"""
+    resume: bool = False
+    """go on with the run in --out"""
+    devices: int | None = None
+    """devices to spread the batch over (default: all; on a CPU one per core)"""
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Stylise images with a trained network."""
+
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """files, or folders of them"""
+    out: Path = Path("stylized")
+    """a file for one image, or a folder; results are exactly as large as the images"""
+    weights: tuple[float, ...] = ()
+    """share of each style of the network (default: the first one alone)"""
+    strength: float = 1.0
+    """0 leaves the image nearly as it is, 1 is what was trained, more exaggerates"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 3:
+            raise UserError("strength must be between 0 and 3")
+        if any(not 0 <= w < float("inf") for w in self.weights) or (self.weights and not sum(self.weights)):
+            raise UserError("weights must not be negative, nor all zero")
+
+
+def image(args: Sequence[str]) -> None:
+    chosen = configs.parse(Image(tyro.MISSING), args, "python -m stylize image CONTENT STYLE...")
+    if len(chosen.images) < 2:
+        raise UserError("a photograph and at least one style are needed: python -m stylize image CONTENT STYLE...")
+    check_out(chosen.out, *_IMAGES)
+    run = chosen.run or chosen.out.with_suffix(".run")
+    values = {k: v for k, v in configs.to_json(chosen).items() if k not in ("out", "run", "resume")}
+    RunFolder.check(run, "stylize.image", values, resume=chosen.resume)
+    shard = _start()
+    from stylize import commands
+
+    task = commands.task_of(chosen)
+    with RunFolder.start(run, "stylize.image", values, resume=chosen.resume, primary=shard.primary()) as folder:
+        _say(commands.image(chosen, task, folder, _say))
+
+
+def train(args: Sequence[str]) -> None:
+    words, rest = _positional(args)
+    presets = [word for word in words if word in PRESETS]
+    base, where, rest = configs.starting_point(PRESETS, "stylize", [*presets[:1], *rest], PRESETS["small"])
+    styles = tuple(word for word in words if word not in PRESETS)
+    chosen = configs.parse(
+        Train(dataclasses.replace(base, styles=styles or base.styles)), rest, "python -m stylize train STYLE..."
+    )
+    config = chosen.config
+    if not config.styles or not config.photos:
+        raise UserError("a style and photographs are needed: python -m stylize train STYLE... --photos DIR")
+    out = chosen.out or where or Path("runs") / f"stylize-{Path(config.styles[0]).stem}"
+    values = configs.to_json(config)
+    RunFolder.check(out, "stylize", values, resume=chosen.resume)
+    shard = _start()
+    from stylize import training, vgg
+
+    mesh = shard.make_mesh(chosen.devices)
+    say = _say if shard.primary() else lambda text: None
+    network = vgg.load(config.perception, say)
+    with RunFolder.start(out, "stylize", values, resume=chosen.resume, primary=shard.primary()) as folder:
+        training.train(config, network, folder, mesh, say)
+        say(str(folder.path))
+
+
+def apply(args: Sequence[str]) -> None:
+    folder, config, rest = _trained_run(args, "apply")
+    options = configs.parse(Apply(tyro.MISSING), rest, "python -m stylize apply RUN IMAGE...")
+    if not options.images:
+        raise UserError("which images? python -m stylize apply RUN IMAGE...")
+    check_out(options.out, *_IMAGES, "")
+    _start()
+    from stylize import commands, training
+
+    _say(commands.apply(options, training.open_run(config, folder), _say))
+
+
+def _positional(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words before the first option, and the rest."""
+    at = next((i for i, word in enumerate(args) if word.startswith("-")), len(args))
+    return list(args[:at]), list(args[at:])
+
+
+def _trained_run(args: Sequence[str], name: str) -> tuple[RunFolder, Config, list[str]]:
+    if not args or args[0].startswith("-"):
+        raise UserError(f"python -m stylize {name} needs the folder of a run")
+    folder, values = RunFolder.open(Path(args[0]), "stylize")
+    return folder, configs.from_json(Config, values), list(args[1:])
+
+
+def _start():
+    from lib import shard
+
+    shard.start()
+    return shard
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+COMMANDS = {"image": image, "train": train, "apply": apply}
+
+
+def main(args: Sequence[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        _say(HELP)
+    elif args[0] in COMMANDS:
+        COMMANDS[args[0]](args[1:])
+    else:
+        raise UserError(f"unknown command {args[0]!r}: choose from {', '.join(COMMANDS)}")
+
+
+if __name__ == "__main__":
+    sys.exit(command(main))

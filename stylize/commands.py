@@ -1,0 +1,100 @@
+"""What the commands do, once their options are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from lib import images
+from lib.plot import curves
+from lib.run import RunFolder, UserError
+from lib.shard import make_mesh
+from stylize import color, vgg
+from stylize.apply import Stylizer
+from stylize.optimize import Task, optimize
+from stylize.training import Trained
+
+if TYPE_CHECKING:
+    from stylize.__main__ import Apply, Image
+
+
+def task_of(options: Image) -> Task:
+    """The images of a command. Raises UserError for unreadable ones and for numbers of them that do not match."""
+    content_path, *style_paths = options.images
+    weights = list(options.weights) or [1.0] * len(style_paths)
+    if len(weights) != len(style_paths):
+        raise UserError(f"{len(weights)} weights for {len(style_paths)} styles")
+    if options.masks and len(options.masks) != len(style_paths):
+        raise UserError(f"{len(options.masks)} masks for {len(style_paths)} styles: one each is needed")
+    content = images.read(content_path)
+    content = images.resize(content, *images.fit_within(*content.shape[:2], options.longest_px))
+    size = content.shape[:2]
+    if options.color == "luminance":  # both are transferred without colours, which come back at the end
+        content = np.float32(np.repeat(color.luminance(content)[..., None], 3, axis=-1))
+    styles = [_recolored(images.read(path), content, options.color) for path in style_paths]
+    masks = np.stack([images.read_mask(path, *size) for path in options.masks]) if options.masks else None
+    start = images.resize(images.read(options.start), *size) if options.start else None
+    return Task(content, styles, weights, masks, options.style_scale, start)
+
+
+def _recolored(style: np.ndarray, content: np.ndarray, how: str) -> np.ndarray:
+    if how == "luminance":
+        return color.match_luminance(style, content)
+    if how == "match":
+        return color.match_color(style, content)
+    return color.match_histogram(style, content) if how == "histogram" else style
+
+
+def image(options: Image, task: Task, folder: RunFolder, say: Callable[[str], None]) -> str:
+    """Optimises; writes the image and the trace of the objective. Returns where they are."""
+    network = vgg.load(options.perception, say)
+    result = optimize(network, options.perception, options.optim, task, folder, make_mesh(), seed=options.seed, say=say)
+    if options.color == "luminance":
+        result = color.luminance_only(result, images.resize(images.read(options.images[0]), *result.shape[:2]))
+    images.write(options.out, result)
+    rows = folder.metrics()
+    names = dict.fromkeys(key.removesuffix(".loss") for row in rows for key in row if key.endswith(".loss"))
+    series = {
+        name: (
+            [r["step"] for r in rows if f"{name}.loss" in r],
+            [r[f"{name}.loss"] for r in rows if f"{name}.loss" in r],
+        )
+        for name in names
+    }
+    curves(folder.figures / "objective.png", series, x="iteration", y="objective")
+    return f"{options.out}\n{folder.path} (previews, objective, checkpoints)"
+
+
+def apply(options: Apply, trained: Trained, say: Callable[[str], None]) -> str:
+    """Stylises all images; returns where they are."""
+    count = len(trained.config.styles)
+    if options.weights and len(options.weights) != count:
+        raise UserError(f"{len(options.weights)} weights for {count} styles: {', '.join(trained.styles)}")
+    pairs = outputs(options.images, options.out)
+    stylize = Stylizer(trained, make_mesh())
+    mix = stylize.mix(list(options.weights) or None, options.strength)
+    for source, target in tqdm(pairs, unit="image", disable=None if len(pairs) > 1 else True, leave=False):
+        images.write(target, stylize(images.read(source), mix))
+    say(f"{len(pairs)} image{'s' if len(pairs) > 1 else ''}")
+    return str(options.out)
+
+
+def outputs(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
+    """(source, target) of each image; folders among the sources are walked and keep their layout below `out`."""
+    if len(sources) == 1 and not sources[0].is_dir():
+        name = sources[0].with_suffix(".png").name
+        return [(sources[0], out if out.suffix else out / name)]
+    if out.suffix:
+        raise UserError(f"{out}: several images need a folder")
+    pairs = []
+    for source in sources:
+        for path in images.files(source) if source.is_dir() else [source]:
+            below = path.relative_to(source) if source.is_dir() else Path(path.name)
+            pairs.append((path, out / below.with_suffix(".png")))
+    if len({target for _, target in pairs}) < len(pairs):
+        raise UserError("two of the images have the same name: their results would be one file")
+    return pairs

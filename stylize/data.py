@@ -1,0 +1,87 @@
+"""Photographs to learn from, style images, and a camera that moves over stills."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lib import images
+from lib.run import UserError
+
+_MARGIN = 1.25  # squares are this much larger than the crops that are cut out of them
+
+
+def squares(paths: Sequence[Path], crop_px: int) -> np.ndarray:
+    """Photographs as uint8 [n, s, s, 3] with s = 1.25 crop_px: each gives as many squares as cover it.
+
+    The shorter side is resized to s; squares lie evenly along the longer one. Raises UserError for unreadable files.
+    """
+    side, out = round(_MARGIN * crop_px), []
+    for path in paths:
+        image = images.read(path)
+        h, w = image.shape[:2]
+        scale = side / min(h, w)
+        image = images.resize(image, max(side, round(h * scale)), max(side, round(w * scale)))
+        for top in _starts(image.shape[0], side):
+            for left in _starts(image.shape[1], side):
+                out.append(images.to_uint8(image[top : top + side, left : left + side]))
+    return np.stack(out)
+
+
+def _starts(length: int, side: int) -> np.ndarray:
+    return np.linspace(0, length - side, -(-length // side)).round().astype(int)
+
+
+def load_photos(folder: Path, crop_px: int) -> np.ndarray:
+    """`squares` of all images in a folder and below it. Raises UserError where there are none."""
+    return squares(images.files(folder), crop_px)
+
+
+def load_styles(paths: Sequence[str], longest_px: int | None) -> list[np.ndarray]:
+    """Style images [h, w, 3], made smaller where they are larger. Raises UserError for none, and for unreadable ones."""
+    if not paths:
+        raise UserError("which style? give one image or more")
+    out = []
+    for path in paths:
+        image = images.read(Path(path))
+        longest = max(image.shape[:2])
+        out.append(images.resize(image, *images.fit_within(*image.shape[:2], min(longest, longest_px or longest))))
+    return out
+
+
+def crop(image: jax.Array, key: jax.Array, size: int) -> jax.Array:
+    """A random square of uint8 [s, s, 3], mirrored half of the time: float32 [size, size, 3] in [-1, 1]."""
+    top_key, left_key, flip_key = jax.random.split(key, 3)
+    room = image.shape[0] - size + 1
+    start = (jax.random.randint(top_key, (), 0, room), jax.random.randint(left_key, (), 0, room), 0)
+    cut = jax.lax.dynamic_slice(image, start, (size, size, 3)).astype(jnp.float32) / 127.5 - 1
+    return jnp.where(jax.random.bernoulli(flip_key), cut[:, ::-1], cut)
+
+
+def camera(key: jax.Array, size: int) -> jax.Array:
+    """Where each pixel of the next frame was in this one: [size, size, 2] rows and columns, in pixels.
+
+    A shift of up to 8 % and a zoom of up to 5 % (fast-artistic-videos trains on such stills instead of videos).
+    """
+    shift_key, zoom_key = jax.random.split(key)
+    shift = jax.random.uniform(shift_key, (2,), minval=-0.08, maxval=0.08) * size
+    zoom = 1 + jax.random.uniform(zoom_key, (), minval=-0.05, maxval=0.05)
+    centre = (size - 1) / 2
+    grid = jnp.stack(jnp.meshgrid(jnp.arange(size), jnp.arange(size), indexing="ij"), -1).astype(jnp.float32)
+    return (grid - centre) * zoom + centre + shift
+
+
+def warp(image: jax.Array, at: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(image [h, w, c] at the places [h', w', 2], bilinearly; [h', w'] 1 where these lie inside the image)."""
+    h, w = image.shape[:2]
+    inside = jnp.all((at >= 0) & (at <= jnp.array([h - 1, w - 1])), -1)
+    low = jnp.clip(jnp.floor(at), 0, jnp.array([h - 2, w - 2])).astype(jnp.int32)
+    part = jnp.clip(at - low, 0, 1)[..., None]
+    i, j, down, right = low[..., 0], low[..., 1], part[..., 0, :], part[..., 1, :]
+    top = image[i, j] * (1 - right) + image[i, j + 1] * right
+    bottom = image[i + 1, j] * (1 - right) + image[i + 1, j + 1] * right
+    return top * (1 - down) + bottom * down, inside.astype(image.dtype)

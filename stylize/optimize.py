@@ -1,0 +1,219 @@
+"""Style transfer by optimisation of the pixels (Gatys et al., arXiv 1508.06576), from coarse to fine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from lib import images
+from lib.checkpoint import Checkpoints
+from lib.data import FullBatch
+from lib.run import RunFolder, UserError
+from lib.shard import fetch, place, spread_rows
+from lib.train import Loss, Metrics, State, Step, fit, init_state, make_step
+from stylize.config import Optimization, Perception
+from stylize.loss import Content, Style, content_of, everywhere, perceptual_loss, regions, style_of
+from stylize.vgg import LossNetwork
+
+_PREVIEW_EVERY = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is to be made, in pixels."""
+
+    content: np.ndarray
+    """[h, w, 3] in [-1, 1], of the size of the result"""
+    styles: list[np.ndarray]
+    """[h', w', 3] each, of any size; resized so that their longest side is `style_scale` times that of the result"""
+    weights: list[float]
+    """of the styles"""
+    masks: np.ndarray | None = None
+    """[styles, h, w] in [0, 1]: where each style goes; none: all of them everywhere, mixed"""
+    style_scale: float = 1.0
+    start: np.ndarray | None = None
+    """[h, w, 3]: what to begin with, instead of what the options say"""
+
+
+def scales(height: int, width: int, smallest_px: int) -> list[tuple[int, int]]:
+    """Sizes from the first scale to the last, each half of the next one, none below `smallest_px` but the last."""
+    sizes, longest = [(height, width)], max(height, width) / 2
+    while longest >= smallest_px:
+        sizes.append(images.fit_within(height, width, round(longest)))
+        longest /= 2
+    return sizes[::-1]
+
+
+def targets(network: LossNetwork, params: Any, task: Task, size: tuple[int, int]) -> tuple[Style, Content, np.ndarray]:
+    """What the images of one scale are compared with, and the content image itself at that size."""
+    content = images.resize(task.content, *size)
+    longest = max(round(max(size) * task.style_scale), network.stride)
+    styles = [
+        _at_least(images.resize(s, *images.fit_within(*s.shape[:2], longest)), network.stride) for s in task.styles
+    ]
+    x = jnp.asarray(content)[None]
+    if task.masks is None:
+        style = everywhere(style_of(network, params, [jnp.asarray(s) for s in styles], task.weights))
+    else:
+        grams = [style_of(network, params, [jnp.asarray(s)]) for s in styles]
+        shapes = jax.eval_shape(lambda x: network.features(params, x, network.style_layers), x)
+        masks = jnp.stack([jnp.asarray(np.maximum(images.resize(mask[..., None], *size)[..., 0], 0)) for mask in task.masks])
+        style = regions(grams, masks, {layer: s.shape[1:3] for layer, s in shapes.items()})
+    return style, content_of(network, params, x), content
+
+
+def _at_least(image: np.ndarray, least_px: int) -> np.ndarray:
+    """Images that are too small for the deepest layer are enlarged, as a thin style image may be."""
+    h, w = image.shape[:2]
+    return images.resize(image, max(h, least_px), max(w, least_px))
+
+
+def objective(network: LossNetwork, options: Perception, mesh: Mesh) -> Loss:
+    """`loss(x, batch, key)` of pixels x [1, h, w, 3]; rows are spread over the mesh.
+
+    `batch` is {"params", "style", "content"}: constants, but arguments of the program and no part of it.
+    """
+
+    def loss(x: jax.Array, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        del key
+        return perceptual_loss(
+            network, options, batch["params"], spread_rows(x, mesh), batch["style"], batch["content"]
+        )
+
+    return loss
+
+
+def transformation(options: Optimization) -> optax.GradientTransformationExtraArgs:
+    """The optimiser of pixels."""
+    if options.optimizer == "lbfgs":
+        return optax.lbfgs(memory_size=options.memory)
+    # The second moment of pixels that hardly matter is tiny: a larger epsilon keeps them from drifting to grey.
+    return optax.with_extra_args_support(optax.adam(options.lr, b1=0.9, b2=0.99, eps=1e-6))
+
+
+def lbfgs_step(loss: Loss, tx: optax.GradientTransformationExtraArgs) -> Step:
+    """One iteration: a direction, and a line search that evaluates the objective until it has fallen enough.
+
+    The metrics have the objective before the step and the number of its evaluations.
+    """
+
+    def step(state: State, batch: Any) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+
+        def value_fn(x: jax.Array) -> jax.Array:
+            return loss(x, batch, key)[0]
+
+        value, grads = optax.value_and_grad_from_state(value_fn)(state.params, state=state.opt_state)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=value, grad=grads, value_fn=value_fn)
+        params = optax.apply_updates(state.params, updates)
+        tries = optax.tree.get(opt_state, "num_linesearch_steps")
+        metrics = {"loss": value, "evaluations": jnp.float32(tries)}
+        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return step
+
+
+def adam_step(loss: Loss, tx: optax.GradientTransformationExtraArgs) -> Step:
+    """One step of Adam on pixels, which stay in [-1, 1]."""
+    plain = make_step(loss, tx)
+
+    def step(state: State, batch: Any) -> tuple[State, Metrics]:
+        state, metrics = plain(state, batch)
+        return dataclasses.replace(state, params=jnp.clip(state.params, -1, 1)), {
+            **metrics,
+            "evaluations": jnp.float32(1),
+        }
+
+    return step
+
+
+def build_step(network: LossNetwork, perception: Perception, options: Optimization, mesh: Mesh) -> Step:
+    """One iteration of the optimiser that the options name."""
+    loss, tx = objective(network, perception, mesh), transformation(options)
+    return (lbfgs_step if options.optimizer == "lbfgs" else adam_step)(loss, tx)
+
+
+def optimize(
+    network: LossNetwork,
+    perception: Perception,
+    options: Optimization,
+    task: Task,
+    folder: RunFolder,
+    mesh: Mesh,
+    *,
+    seed: int,
+    say: Callable[[str], None],
+) -> np.ndarray:
+    """The stylised image [h, w, 3] in [-1, 1], of the size of the content image.
+
+    Every scale is a training of its own under RUN/checkpoints, so that a stopped run goes on where it was. Raises
+    UserError for images that are too small for the deepest layer, Stopped after a signal.
+    """
+    h, w = task.content.shape[:2]
+    if min(h, w) < network.stride:
+        raise UserError(f"an image of {h} x {w} pixels is too small: {network.stride} are needed for these layers")
+    sizes = [s for s in scales(h, w, options.smallest_px) if min(s) >= network.stride]
+    params = place(network.params, mesh)
+    x: np.ndarray | None = task.start
+    for k, size in enumerate(sizes):
+        steps = options.iterations[min(k, len(options.iterations) - 1)]
+        style, content, picture = targets(network, params, task, size)
+        if x is None:
+            x = picture if options.start == "content" else _noise(seed, size)
+        name = f"{max(size)}px"
+        say(f"{size[1]} x {size[0]} pixels: {steps} iterations of {options.optimizer}")
+        batch = {"params": params, "style": style, "content": content}
+        x = _scale(network, perception, options, images.resize(x, *size), batch, folder, mesh, name, steps, seed)
+    assert x is not None
+    return x
+
+
+def _scale(
+    network: LossNetwork,
+    perception: Perception,
+    options: Optimization,
+    start: np.ndarray,
+    batch: Any,
+    folder: RunFolder,
+    mesh: Mesh,
+    name: str,
+    steps: int,
+    seed: int,
+) -> np.ndarray:
+    """One scale, from `start` [h, w, 3] or its newest checkpoint."""
+
+    def preview(state: State, done: int) -> None:
+        if folder.primary:
+            images.write(folder.path / "samples" / f"{name}_{done:04d}.png", fetch(state.params)[0])
+
+    with Checkpoints(folder.checkpoints / name, keep=1) as checkpoints:
+        fresh = place(init_state(jnp.asarray(start)[None], transformation(options), jax.random.key(seed)), mesh)
+        state = checkpoints.restore(fresh)
+        state = fit(
+            fresh if state is None else state,
+            build_step(network, perception, options, mesh),
+            FullBatch(batch, constant_spec=P()),
+            steps=steps,
+            mesh=mesh,
+            how="jit",
+            steps_per_call=1,
+            checkpoints=checkpoints,
+            checkpoint_every=_PREVIEW_EVERY,
+            log=folder.logger(name, 0 if state is None else int(state.step)),
+            hooks=[(_PREVIEW_EVERY, preview)],
+            progress=name,
+        )
+    return np.clip(fetch(state.params)[0], -1, 1)
+
+
+def _noise(seed: int, size: tuple[int, int]) -> np.ndarray:
+    """Independent grey levels, half as wide as the range."""
+    return np.random.Generator(np.random.Philox(seed)).uniform(-0.5, 0.5, (*size, 3)).astype(np.float32)

@@ -1,0 +1,183 @@
+"""Training of the feed-forward network: photographs in, the perceptual loss of what it makes of them out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from lib import images
+from lib.checkpoint import Checkpoints, check_finished, restore_finished
+from lib.data import Beside, Resident
+from lib.run import RunFolder
+from lib.shard import example_keys, fetch, place
+from lib.train import Loss, Metrics, State, fit, init_state, make_step
+from stylize import data
+from stylize.config import Config
+from stylize.loss import Arrays, content_losses, content_of, gram, gram_distance, style_of, total_variation
+from stylize.model import TransferNet
+from stylize.vgg import LossNetwork
+
+NAME = "transfer"
+_STEPS_PER_CALL = 5
+_IDENTITY_WEIGHT = 5.0  # of the squared error of pixels that are to stay as they are
+
+
+def build_model(config: Config) -> TransferNet:
+    return TransferNet(config.network, len(config.styles) + 1)
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """Adam; the learning rate up over the warm-up, then down on a cosine."""
+    optim = config.optim
+    warmup = round(optim.warmup * optim.steps)
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0 if warmup else optim.lr, optim.lr, warmup, optim.steps, optim.final_lr * optim.lr
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+
+
+def start_state(config: Config) -> State:
+    """The state before training."""
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    blank, mix = jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, len(config.styles) + 1))
+    params = jax.jit(build_model(config).init)(init_key, blank, mix)["params"]
+    return init_state(params, optimizer(config), step_key)
+
+
+def build_loss(config: Config, network: LossNetwork) -> Loss:
+    """`loss(params, batch, key)` with batch {"image": uint8 [b, s, s, 3], "vgg": params, "grams": {layer: [styles,
+    c, c]}}: crops of the photographs in styles drawn at random, some of them in none.
+    """
+    model, optim, options = build_model(config), config.optim, config.perception
+    styles, relative = len(config.styles), config.perception.scale == "relative"
+
+    def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        keys = jax.vmap(lambda k: jax.random.split(k, 4))(example_keys(key, batch["image"].shape[0]))
+        x = jax.vmap(functools.partial(data.crop, size=optim.crop_px))(batch["image"], keys[:, 0])
+        chosen = jax.vmap(lambda k: jax.random.randint(k, (), 0, styles))(keys[:, 1])
+        plain = jax.vmap(lambda k: jax.random.bernoulli(k, optim.identity))(keys[:, 2]).astype(jnp.float32)
+        mix = jax.nn.one_hot(jnp.where(plain > 0, styles, chosen), styles + 1)
+
+        def network_of(x: jax.Array, before: jax.Array | None = None) -> jax.Array:
+            return model.apply({"params": params}, x, mix, before)
+
+        before = None
+        if config.network.memory:
+            x, before = _next_frame(x, jax.lax.stop_gradient(network_of(x)), keys[:, 3])
+        y = network_of(x, before)
+        found = network.features(batch["vgg"], y, network.layers)
+        wanted = content_of(network, batch["vgg"], x)
+        grams = {layer: gram(found[layer]) for layer in network.style_layers}
+        style = jnp.stack(
+            [gram_distance(g, batch["grams"][layer][chosen], relative=relative) for layer, g in grams.items()]
+        ).mean(0)
+        content = jnp.stack(list(content_losses(found, wanted, relative=relative).values())).mean(0)
+        terms = {
+            "style": jnp.mean((1 - plain) * style),
+            "content": jnp.mean(content),
+            "identity": jnp.mean(plain * jnp.mean((y - x) ** 2, (1, 2, 3))),
+            "tv": total_variation(y) / y.shape[0],
+        }
+        total = (
+            options.style_weight * terms["style"]
+            + options.content_weight * terms["content"]
+            + _IDENTITY_WEIGHT * terms["identity"]
+            + options.tv_weight * terms["tv"]
+        )
+        if before is not None:
+            mask = before[..., 3:]
+            terms["temporal"] = jnp.mean((mask * y - before[..., :3]) ** 2)
+            total += optim.temporal_weight * terms["temporal"]
+        return total, terms
+
+    return loss
+
+
+def _next_frame(x: jax.Array, y: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(the frame after x, and the stylised x [b, h, w, 3] at its places, masked, with the mask) of a moving camera.
+
+    Half of the time there is no frame before, as at a cut; otherwise a random box of it is hidden, as if covered.
+    """
+    size = x.shape[1]
+
+    def one(x: jax.Array, y: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        camera_key, box_key, cut_key = jax.random.split(key, 3)
+        at = data.camera(camera_key, size)
+        moved, inside = data.warp(x, at)
+        stylised, _ = data.warp(y, at)
+        low, high = jnp.sort(jax.random.uniform(box_key, (2, 2)), axis=0) * size
+        places = jnp.stack(jnp.meshgrid(jnp.arange(size), jnp.arange(size), indexing="ij"), -1)
+        hidden = jnp.all((places >= low) & (places < high), -1)
+        mask = (inside * (1 - hidden) * jax.random.bernoulli(cut_key))[..., None]
+        return moved, jnp.concatenate([stylised * mask, mask], -1)
+
+    return jax.vmap(one)(x, y, keys)
+
+
+def style_targets(config: Config, network: LossNetwork, params: Any) -> Arrays:
+    """The Gram matrices of the style images, {layer: [styles, c, c]}."""
+    styles = data.load_styles(config.styles, config.style_px)
+    each = [style_of(network, params, [jnp.asarray(image)]) for image in styles]
+    return {layer: jnp.stack([g[layer] for g in each]) for layer in network.style_layers}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A network that stylises."""
+
+    config: Config
+    params: Any
+
+    @property
+    def styles(self) -> list[str]:
+        return [Path(path).stem for path in self.config.styles]
+
+
+def train(config: Config, network: LossNetwork, folder: RunFolder, mesh: Mesh, say: Callable[[str], None]) -> Trained:
+    """Trains, or goes on; the batch is spread over the mesh."""
+    photos = data.load_photos(Path(config.photos), config.optim.crop_px)
+    grams = style_targets(config, network, network.params)
+    if folder.primary:
+        for path in config.styles:  # the run shows what it was trained for, wherever the image goes
+            image = data.load_styles([path], 512)[0]
+            images.write(folder.path / "styles" / f"{Path(path).stem}.png", image)
+    with Checkpoints(folder.checkpoints / NAME) as checkpoints:
+        fresh = place(start_state(config), mesh)
+        state = checkpoints.restore(fresh)
+        done = 0 if state is None else int(state.step)
+        if done < config.optim.steps:
+            count = sum(x.size for x in jax.tree.leaves(fresh.params))
+            begin = f", from step {done}" if done else ""
+            say(f"training: {count:,} parameters, {len(photos)} squares of photographs, {len(config.styles)} "
+                f"style{'s' if len(config.styles) > 1 else ''}, {config.optim.steps:,} steps{begin}")  # fmt: skip
+        state = fit(
+            fresh if state is None else state,
+            make_step(build_loss(config, network), optimizer(config)),
+            Beside(
+                Resident({"image": photos}, config.optim.batch_size, config.seed),
+                {"vgg": network.params, "grams": grams},
+            ),
+            steps=config.optim.steps,
+            mesh=mesh,
+            steps_per_call=_STEPS_PER_CALL,
+            checkpoints=checkpoints,
+            checkpoint_every=config.checkpoint_every,
+            log=folder.logger(NAME, done),
+            progress=NAME,
+        )
+    return Trained(config, fetch(state.params))
+
+
+def open_run(config: Config, folder: RunFolder) -> Trained:
+    """A trained run. Raises UserError where its training is not finished or damaged."""
+    check_finished(folder.checkpoints / NAME, config.optim.steps)
+    state = restore_finished(folder.checkpoints / NAME, functools.partial(start_state, config), config.optim.steps)
+    return Trained(config, fetch(state.params))

@@ -1,0 +1,89 @@
+"""The loss network: which weights, and which of their layers are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lib.data import DATA_VARIABLE
+from lib.features import vgg
+from lib.features.vgg import VGG
+from lib.run import UserError
+from stylize.config import Perception
+
+_STYLE = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")  # of Gatys et al.
+_CONTENT = "relu4_2"
+
+
+@dataclass(frozen=True)
+class LossNetwork:
+    """A VGG and the layers that are compared."""
+
+    params: Any
+    weights_sha256: str
+    style_layers: tuple[str, ...]
+    content_layers: tuple[str, ...]
+    pooling: vgg.Pooling
+
+    def features(self, params: Any, x: jax.Array, layers: tuple[str, ...]) -> dict[str, jax.Array]:
+        """{layer: [b, h', w', c]} of images [b, h, w, 3] in [-1, 1]; `params` are these or a copy of them."""
+        return vgg.apply(params, x, layers, pooling=self.pooling)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.style_layers, *self.content_layers)))
+
+    def up_to(self, layers: tuple[str, ...]) -> list[str]:
+        """Everything that is computed for these layers, in order."""
+        names = vgg.available(self.params)
+        return names[: 1 + max(names.index(layer) for layer in layers)]
+
+    @property
+    def stride(self) -> int:
+        """Pixels per value of the deepest layer: images must be at least as high and wide."""
+        return 2 ** (max(int(layer[4]) for layer in self.layers) - 1)
+
+
+def load(options: Perception, say: Callable[[str], None] = lambda text: None) -> LossNetwork:
+    """The network of `options`: its file, else VGG-19 from the cache or the data folder, else the embedded one.
+
+    `say` hears about the embedded one. Raises UserError for a bad file and for layers that the weights do not have.
+    """
+    if options.weights is not None:
+        found = vgg.load(Path(options.weights))
+    else:
+        try:
+            found = vgg.load_default("vgg19")
+        except vgg.NoWeights:
+            found = vgg.load_embedded()
+            say(
+                "no VGG-19 found: the small loss network of the package is used, with less quality; "
+                f"`python -m lib.features get vgg19`, --perception.weights FILE or {DATA_VARIABLE} bring VGG"
+            )
+    style = options.style_layers or _default_style(found)
+    content = options.content_layers or (_default_content(found),)
+    network = LossNetwork(found.params, found.weights_sha256, style, content, options.pooling)
+    for layer in network.layers:
+        if layer not in found.layers:
+            raise UserError(f"the weights have no layer {layer!r}; there are {', '.join(found.layers)}")
+    return network
+
+
+def _default_style(found: VGG) -> tuple[str, ...]:
+    """The published ones that there are, and in their deepest block the last one too where blocks are missing."""
+    style = [layer for layer in _STYLE if layer in found.layers]
+    last = _relus(found)[-1]
+    return tuple(style if len(style) == len(_STYLE) or last in style else [*style, last])
+
+
+def _default_content(found: VGG) -> str:
+    """The published one, or the deepest but one."""
+    return _CONTENT if _CONTENT in found.layers else _relus(found)[-2]
+
+
+def _relus(found: VGG) -> list[str]:
+    return [layer for layer in found.layers if layer.startswith("relu")]

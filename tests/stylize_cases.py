@@ -1,0 +1,37 @@
+"""A tiny loss network and tiny images, shared by the tests of stylize."""
+
+import numpy as np
+
+from lib.features import vgg
+from stylize.vgg import LossNetwork
+
+WIDTHS = (4, 6, 8, 8)
+
+
+def smooth(seed, height, width, channels=3):
+    """An image with structure: a few waves in [-1, 1]."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / 16.0
+    out = np.zeros((height, width, channels))
+    for c in range(channels):
+        for _ in range(4):
+            a, b, phase = rng.uniform(-4, 4, 3)
+            out[..., c] += np.sin(a * y + b * x + phase)
+    return np.float32(np.clip(out / 3, -1, 1))
+
+
+def tiny_vgg(seed=0):
+    """Random parameters of a VGG-9, of He's scale, so that activations keep their size."""
+    rng = np.random.default_rng(seed)
+    params, c = {"mean": np.zeros(3, np.float32)}, 3
+    for layer in vgg.layer_names(9):
+        if layer.startswith("conv"):
+            width = WIDTHS[int(layer[4]) - 1]
+            kernel = rng.normal(size=(3, 3, c, width)) * np.sqrt(2 / (9 * c))
+            params[layer] = {"kernel": np.float32(kernel), "bias": np.float32(rng.normal(size=width) * 0.1)}
+            c = width
+    return params
+
+
+def tiny_network(style=("relu1_1", "relu2_1", "relu3_1"), content=("relu3_1",)):
+    return LossNetwork(tiny_vgg(), "0" * 64, tuple(style), tuple(content), "average")
