@@ -116,7 +116,7 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-_VARIANTS = ("noisy", "analytic")
+_VARIANTS = ("noisy", "analytic", "per_frame", "input")
 
 
 def metric_table(numbers: dict[str, float]) -> tuple[list[str], list[list[str]]]:

@@ -1,4 +1,4 @@
-"""python -m stylize image|train|apply: the command line of style transfer."""
+"""python -m stylize image|train|apply|video|evaluate: the command line of style transfer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ HELP = f"""usage: python -m stylize COMMAND ...
   image ... --out PNG --resume          go on where a stopped run was
   train [PRESET] STYLE... --photos DIR --out RUN   train a network that stylises any image at once
   apply RUN IMAGE... --out PNG|DIR      stylise images with a trained network
+  video RUN CLIP --out MP4|GIF          stylise a movie; its sound is kept
+  video STYLE CLIP --optimize --out MP4 the same by optimisation of every frame; slow
+  evaluate RUN --photos DIR             measure a trained network on photographs, and on --clips
 
 presets of train: {", ".join(PRESETS)}
 
 `python -m stylize COMMAND ... --help` lists every option, e.g. --perception.style-weight 30"""
 
+_PERCEPTION, _STILL, _MOVIE = Perception(), Optimization(), Optimization(iterations=(200, 60))
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 
@@ -56,8 +60,8 @@ class Image:
     """go on with a stopped run"""
     seed: int = 0
     """of the noise"""
-    perception: Perception = Perception()
-    optim: Optimization = Optimization()
+    perception: Perception = _PERCEPTION
+    optim: Optimization = _STILL
 
     def __post_init__(self) -> None:
         if self.longest_px is not None and self.longest_px < 1:
@@ -95,10 +99,74 @@ class Apply:
     """0 leaves the image nearly as it is, 1 is what was trained, more exaggerates"""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.strength <= 3:
-            raise UserError("strength must be between 0 and 3")
-        if any(not 0 <= w < float("inf") for w in self.weights) or (self.weights and not sum(self.weights)):
-            raise UserError("weights must not be negative, nor all zero")
+        _check_strength(self.weights, self.strength)
+
+
+@dataclass(frozen=True)
+class Video:
+    """Stylise a movie."""
+
+    clip: Annotated[Path, tyro.conf.Positional]
+    out: Path = Path("stylized.mp4")
+    """.mp4, .mov, .mkv or .gif; same frames, size, rate and sound as the clip"""
+    longest_px: int | None = None
+    """longest side of the result (default: as large as the clip)"""
+    longest_s: float | None = None
+    """stop after so many seconds"""
+    weights: tuple[float, ...] = ()
+    """share of each style of the network (default: the first one alone)"""
+    strength: float = 1.0
+    """0 leaves frames nearly as they are, 1 is what was trained"""
+    per_frame: bool = False
+    """each frame by itself, which flickers"""
+    optimize: bool = False
+    """optimise the pixels of every frame, instead of using a network"""
+    temporal_weight: float = 30.0
+    """optimize: of the mean squared difference to the frame before, where that is visible"""
+    resume: bool = False
+    """optimize: go on with the frames that are there"""
+    perception: Perception = _PERCEPTION
+    optim: Optimization = _MOVIE
+
+    def __post_init__(self) -> None:
+        _check_strength(self.weights, self.strength)
+        if self.longest_px is not None and self.longest_px < 1:
+            raise UserError("longest-px must be at least 1")
+        if self.longest_s is not None and not self.longest_s > 0:
+            raise UserError("longest-s must be positive")
+        if not 0 <= self.temporal_weight < float("inf"):
+            raise UserError("temporal-weight must not be negative")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a trained network."""
+
+    photos: Path
+    """folder of photographs that it has not seen"""
+    clips: tuple[Path, ...] = ()
+    """movies whose flicker is measured"""
+    count: int = 50
+    """photographs"""
+    size_px: int = 256
+    """photographs are cropped to squares of this side"""
+    iterations: int = 100
+    """of L-BFGS on each photograph, to compare with"""
+    style: int = 0
+    """which style of the network"""
+    out: Path | None = None
+    """folder for evaluation.json, figures and report.html (default: the run's own)"""
+
+    def __post_init__(self) -> None:
+        if min(self.count, self.iterations) < 1 or self.size_px < 32 or self.style < 0:
+            raise UserError("count and iterations must be at least 1, size-px 32, style 0")
+
+
+def _check_strength(weights: tuple[float, ...], strength: float) -> None:
+    if not 0 <= strength <= 3:
+        raise UserError("strength must be between 0 and 3")
+    if any(not 0 <= w < float("inf") for w in weights) or (weights and not sum(weights)):
+        raise UserError("weights must not be negative, nor all zero")
 
 
 def image(args: Sequence[str]) -> None:
@@ -154,6 +222,42 @@ def apply(args: Sequence[str]) -> None:
     _say(commands.apply(options, training.open_run(config, folder), _say))
 
 
+def video(args: Sequence[str]) -> None:
+    if not args or args[0].startswith("-"):
+        raise UserError("python -m stylize video needs the folder of a run, or a style image with --optimize")
+    options = configs.parse(Video(tyro.MISSING), args[1:], "python -m stylize video RUN CLIP")
+    from stylize import movies
+
+    clip = movies.probe(options.clip)
+    check_out(options.out, *movies.FORMATS)
+    is_run = (Path(args[0]) / "config.json").exists()
+    if not options.optimize and not is_run:
+        raise UserError(
+            f"{args[0]} is not a run folder: python -m stylize train makes one, or --optimize a style image"
+        )
+    folder, config = _opened(args[0]) if is_run else (None, None)
+    _start()
+    from stylize import commands, training
+
+    if options.optimize:
+        style = [Path(path) for path in config.styles] if config else [Path(args[0])]
+        _say(commands.optimized_video(options, clip, style, _say))
+    else:
+        assert folder is not None and config is not None
+        _say(commands.video(options, clip, training.open_run(config, folder)))
+
+
+def evaluate(args: Sequence[str]) -> None:
+    folder, config, rest = _trained_run(args, "evaluate")
+    options = configs.parse(Evaluate(tyro.MISSING), rest, "python -m stylize evaluate RUN")
+    if options.style >= len(config.styles):
+        raise UserError(f"style {options.style}: the network has {len(config.styles)}, counted from 0")
+    _start()
+    from stylize import commands, training
+
+    _say(commands.evaluate(options, training.open_run(config, folder), folder, _say))
+
+
 def _positional(args: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words before the first option, and the rest."""
     at = next((i for i, word in enumerate(args) if word.startswith("-")), len(args))
@@ -163,8 +267,12 @@ def _positional(args: Sequence[str]) -> tuple[list[str], list[str]]:
 def _trained_run(args: Sequence[str], name: str) -> tuple[RunFolder, Config, list[str]]:
     if not args or args[0].startswith("-"):
         raise UserError(f"python -m stylize {name} needs the folder of a run")
-    folder, values = RunFolder.open(Path(args[0]), "stylize")
-    return folder, configs.from_json(Config, values), list(args[1:])
+    return *_opened(args[0]), list(args[1:])
+
+
+def _opened(path: str) -> tuple[RunFolder, Config]:
+    folder, values = RunFolder.open(Path(path), "stylize")
+    return folder, configs.from_json(Config, values)
 
 
 def _start():
@@ -178,7 +286,7 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-COMMANDS = {"image": image, "train": train, "apply": apply}
+COMMANDS = {"image": image, "train": train, "apply": apply, "video": video, "evaluate": evaluate}
 
 
 def main(args: Sequence[str]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -13,13 +16,17 @@ from lib import images
 from lib.plot import curves
 from lib.run import RunFolder, UserError
 from lib.shard import make_mesh
-from stylize import color, vgg
+from stylize import clips, color, page, vgg
+from stylize import evaluate as evaluation
 from stylize.apply import Stylizer
+from stylize.loss import everywhere, style_of
+from stylize.movie import FrameOptimizer, stylize_movie
+from stylize.movies import Clip
 from stylize.optimize import Task, optimize
 from stylize.training import Trained
 
 if TYPE_CHECKING:
-    from stylize.__main__ import Apply, Image
+    from stylize.__main__ import Apply, Evaluate, Image, Video
 
 
 def task_of(options: Image) -> Task:
@@ -71,12 +78,8 @@ def image(options: Image, task: Task, folder: RunFolder, say: Callable[[str], No
 
 def apply(options: Apply, trained: Trained, say: Callable[[str], None]) -> str:
     """Stylises all images; returns where they are."""
-    count = len(trained.config.styles)
-    if options.weights and len(options.weights) != count:
-        raise UserError(f"{len(options.weights)} weights for {count} styles: {', '.join(trained.styles)}")
     pairs = outputs(options.images, options.out)
-    stylize = Stylizer(trained, make_mesh())
-    mix = stylize.mix(list(options.weights) or None, options.strength)
+    mix, stylize = _network(options, trained)
     for source, target in tqdm(pairs, unit="image", disable=None if len(pairs) > 1 else True, leave=False):
         images.write(target, stylize(images.read(source), mix))
     say(f"{len(pairs)} image{'s' if len(pairs) > 1 else ''}")
@@ -98,3 +101,63 @@ def outputs(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     if len({target for _, target in pairs}) < len(pairs):
         raise UserError("two of the images have the same name: their results would be one file")
     return pairs
+
+
+def video(options: Video, clip: Clip, trained: Trained) -> str:
+    """Stylises a clip with a network; with a memory, each frame after the one before. Returns where it is."""
+    mix, stylize = _network(options, trained)
+    memory = trained.config.network.memory and not options.per_frame
+    count = stylize_movie(
+        clip,
+        options.out,
+        lambda image, before, mask: stylize(image, mix, before, mask),
+        flow=memory,
+        longest_px=options.longest_px,
+        longest_s=options.longest_s,
+    )
+    return f"{count} frames\n{options.out}"
+
+
+def optimized_video(options: Video, clip: Clip, styles: Sequence[Path], say: Callable[[str], None]) -> str:
+    """Stylises a clip by optimisation of each frame; frames are kept beside the result until it is there."""
+    network, mesh = vgg.load(options.perception, say), make_mesh()
+    frames = options.out.with_suffix(".frames")
+    if frames.exists() and not options.resume:
+        raise UserError(f"{frames} holds the frames of a stopped run: --resume goes on with them, or remove it")
+    h, w = images.fit_within(clip.height, clip.width, options.longest_px)
+    pictures = [images.read(path) for path in styles]
+    fitted = [images.resize(x, *images.fit_within(*x.shape[:2], max(h, w))) for x in pictures]
+    style = everywhere(
+        style_of(network, network.params, [jnp.asarray(x) for x in fitted], list(options.weights) or None)
+    )
+    optimizer = FrameOptimizer(network, options.perception, options.optim, style, options.temporal_weight, frames, mesh)
+    count = stylize_movie(
+        clip, options.out, optimizer, flow=not options.per_frame,
+        longest_px=options.longest_px, longest_s=options.longest_s,
+    )  # fmt: skip
+    shutil.rmtree(frames)
+    return f"{count} frames\n{options.out}"
+
+
+def evaluate(options: Evaluate, trained: Trained, folder: RunFolder, say: Callable[[str], None]) -> str:
+    """Measures a network; writes evaluation.json, figures and report.html. Returns the main numbers."""
+    network, mesh = vgg.load(trained.config.perception, say), make_mesh()
+    out = options.out or folder.path
+    measured = evaluation.Evaluation(options.count, options.size_px, options.iterations, options.style)
+    numbers, pictures, protocol = evaluation.evaluate(
+        trained, network, images.files(options.photos), measured, mesh, out / "figures", say
+    )
+    for path in options.clips:
+        found, more, text = clips.evaluate(path, trained, network, mesh, options.style, out / "figures", say)
+        numbers |= found
+        pictures += more
+        protocol = protocol if text in protocol else f"{protocol} {text}"
+    return page.write(trained, folder, out, numbers, pictures, protocol)
+
+
+def _network(options: Apply | Video, trained: Trained) -> tuple[jax.Array, Stylizer]:
+    count = len(trained.config.styles)
+    if options.weights and len(options.weights) != count:
+        raise UserError(f"{len(options.weights)} weights for {count} styles: {', '.join(trained.styles)}")
+    stylize = Stylizer(trained, make_mesh())
+    return stylize.mix(list(options.weights) or None, options.strength), stylize

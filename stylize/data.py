@@ -42,7 +42,7 @@ def load_photos(folder: Path, crop_px: int) -> np.ndarray:
 
 
 def load_styles(paths: Sequence[str], longest_px: int | None) -> list[np.ndarray]:
-    """Style images [h, w, 3], made smaller where they are larger. Raises UserError for none, and for unreadable ones."""
+    """Style images [h, w, 3], made smaller where they are larger. Raises UserError for none or unreadable ones."""
     if not paths:
         raise UserError("which style? give one image or more")
     out = []

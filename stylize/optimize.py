@@ -17,7 +17,7 @@ from lib import images
 from lib.checkpoint import Checkpoints
 from lib.data import FullBatch
 from lib.run import RunFolder, UserError
-from lib.shard import fetch, place, spread_rows
+from lib.shard import compile_step, fetch, place, spread_rows
 from lib.train import Loss, Metrics, State, Step, fit, init_state, make_step
 from stylize.config import Optimization, Perception
 from stylize.loss import Content, Style, content_of, everywhere, perceptual_loss, regions, style_of
@@ -65,7 +65,9 @@ def targets(network: LossNetwork, params: Any, task: Task, size: tuple[int, int]
     else:
         grams = [style_of(network, params, [jnp.asarray(s)]) for s in styles]
         shapes = jax.eval_shape(lambda x: network.features(params, x, network.style_layers), x)
-        masks = jnp.stack([jnp.asarray(np.maximum(images.resize(mask[..., None], *size)[..., 0], 0)) for mask in task.masks])
+        masks = jnp.stack(
+            [jnp.asarray(np.maximum(images.resize(mask[..., None], *size)[..., 0], 0)) for mask in task.masks]
+        )
         style = regions(grams, masks, {layer: s.shape[1:3] for layer, s in shapes.items()})
     return style, content_of(network, params, x), content
 
@@ -79,14 +81,20 @@ def _at_least(image: np.ndarray, least_px: int) -> np.ndarray:
 def objective(network: LossNetwork, options: Perception, mesh: Mesh) -> Loss:
     """`loss(x, batch, key)` of pixels x [1, h, w, 3]; rows are spread over the mesh.
 
-    `batch` is {"params", "style", "content"}: constants, but arguments of the program and no part of it.
+    `batch` is {"params", "style", "content"}: constants, but arguments of the program and no part of it. In a movie it
+    also has "before" [1, h, w, 3], the stylised frame before at the places of this one, and "weight" [1, h, w, 1], how
+    much each pixel is to resemble it: the temporal loss of Ruder et al. (arXiv 1604.08610, eq. 7), a mean of squares.
     """
 
     def loss(x: jax.Array, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         del key
-        return perceptual_loss(
+        total, terms = perceptual_loss(
             network, options, batch["params"], spread_rows(x, mesh), batch["style"], batch["content"]
         )
+        if "before" not in batch:
+            return total, terms
+        temporal = jnp.mean(batch["weight"] * (x - batch["before"]) ** 2)
+        return total + temporal, {**terms, "temporal": temporal}
 
     return loss
 
@@ -167,7 +175,7 @@ def optimize(
         steps = options.iterations[min(k, len(options.iterations) - 1)]
         style, content, picture = targets(network, params, task, size)
         if x is None:
-            x = picture if options.start == "content" else _noise(seed, size)
+            x = picture if options.start == "content" else noise(seed, size)
         name = f"{max(size)}px"
         say(f"{size[1]} x {size[0]} pixels: {steps} iterations of {options.optimizer}")
         batch = {"params": params, "style": style, "content": content}
@@ -214,6 +222,32 @@ def _scale(
     return np.clip(fetch(state.params)[0], -1, 1)
 
 
-def _noise(seed: int, size: tuple[int, int]) -> np.ndarray:
+def noise(seed: int, size: tuple[int, int]) -> np.ndarray:
     """Independent grey levels, half as wide as the range."""
     return np.random.Generator(np.random.Philox(seed)).uniform(-0.5, 0.5, (*size, 3)).astype(np.float32)
+
+
+def compile_trace(
+    network: LossNetwork, perception: Perception, options: Optimization, mesh: Mesh, iterations: int
+) -> Callable[[np.ndarray, Any], tuple[jax.Array, jax.Array, jax.Array]]:
+    """`run(x, batch) -> (image [1, h, w, 3], objective [iterations + 1], evaluations [iterations])` in one program.
+
+    objective[n] is that after n iterations; `batch` as in `objective`.
+    """
+    step, tx = build_step(network, perception, options, mesh), transformation(options)
+
+    def chain(x: jax.Array, batch: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+        def one(state: State, _: None) -> tuple[State, tuple[jax.Array, jax.Array]]:
+            state, metrics = step(state, batch)
+            return state, (metrics["loss"], metrics["evaluations"])
+
+        state, (values, evaluations) = jax.lax.scan(one, init_state(x, tx, jax.random.key(0)), None, length=iterations)
+        last = objective(network, perception, mesh)(state.params, batch, state.key)[0]
+        return (), (state.params, jnp.append(values, last), evaluations)
+
+    compiled = compile_step(lambda nothing, x, batch: chain(x, batch), mesh, "jit", in_specs=(P(), P(), P()))
+
+    def run(x: np.ndarray, batch: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return compiled((), place(jnp.asarray(x)[None], mesh), batch)[1]
+
+    return run

@@ -90,7 +90,7 @@ def test_the_targets_themselves_cost_nothing():
 
 
 def test_relative_losses_do_not_depend_on_the_scale_of_the_weights():
-    network, perception, params, x, (style, content) = setting()
+    network, perception, params, x, _ = setting()
     large = jax.tree.map(lambda p: p, params)
     # Through one convolution more, scale and bias: relu is homogeneous, so all activations of the last layers scale.
     large["conv1_1"] = jax.tree.map(lambda p: 7 * p, params["conv1_1"])

@@ -1,0 +1,77 @@
+"""How much a stylised movie flickers, beside the same network frame by frame, and beside the clip itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+
+from lib import images
+from stylize import movies
+from stylize.apply import Stylizer
+from stylize.evaluate import Judge, Picture
+from stylize.flow import warping_error
+from stylize.movie import stylize_movie
+from stylize.training import Trained
+from stylize.vgg import LossNetwork
+
+PROTOCOL = (
+    "Movies: CLIP.E_warp is the mean squared difference (pixels in [0, 1]) of each frame to the next one brought to "
+    "its place, where the motion is reliable; motion of the input by Farneback's method, while the network's memory "
+    "uses DIS. CLIP.per_frame: the same network without its memory. CLIP.input: the clip itself. E_warp_5: five frames "
+    "apart. objective, style, content: of every tenth frame."
+)
+_EVERY, _FAR = 10, 5
+
+
+def evaluate(
+    path: Path, trained: Trained, network: LossNetwork, mesh: Mesh, style: int, out: Path, say: Callable[[str], None]
+) -> tuple[dict[str, float], list[Picture], str]:
+    """Numbers CLIP.METRIC and CLIP.per_frame.METRIC, the movies themselves beside the figures, and the protocol."""
+    clip, name = movies.probe(path), path.stem
+    stylize, judge = Stylizer(trained, mesh), Judge(trained, network, mesh, style)
+    mix = stylize.mix([float(i == style) for i in range(len(trained.config.styles))])
+    numbers: dict[str, float] = {}
+    pictures: list[Picture] = []
+    ways = {f"{name}.per_frame": False} | ({name: True} if trained.config.network.memory else {})
+    out.mkdir(parents=True, exist_ok=True)
+    for key, memory in ways.items():
+        say(f"stylising {path.name}{'' if memory else ', frame by frame'}")
+        target = out / f"{key}.{trained.styles[style]}.mp4"
+        stylize_movie(clip, target, lambda x, before, mask: stylize(x, mix, before, mask), flow=memory)
+        numbers |= _measured(key, target, path, judge)
+        pictures.append(_frames(target, out / f"{key}.png"))
+    numbers[f"{name}.input.E_warp"] = warping_error(_images(path), _images(path)).error
+    return numbers, pictures, PROTOCOL
+
+
+def _measured(key: str, made: Path, source: Path, judge: Judge) -> dict[str, float]:
+    near = warping_error(_images(made), _images(source))
+    far = warping_error(_images(made), _images(source), gap=_FAR)
+    rows = [
+        judge(image, photo)
+        for k, (image, photo) in enumerate(zip(_images(made), _images(source), strict=True))
+        if k % _EVERY == 0
+    ]
+    return {
+        f"{key}.E_warp": near.error,
+        f"{key}.E_warp_{_FAR}": far.error,
+        f"{key}.reliable_share": near.reliable_share,
+        **{
+            f"{key}.{metric}": float(np.mean([row[metric] for row in rows]))
+            for metric in ("objective", "style", "content")
+        },
+    }
+
+
+def _images(path: Path) -> Iterator[np.ndarray]:
+    return (frame.image for frame in movies.read(path))
+
+
+def _frames(movie: Path, out: Path) -> Picture:
+    """Four consecutive frames from the middle."""
+    count = movies.probe(movie).frames or 8
+    middle = [image for k, image in enumerate(_images(movie)) if count // 2 <= k < count // 2 + 4]
+    return images.write(out, images.grid(np.stack(middle), columns=2)), f"Four consecutive frames of {movie.name}."

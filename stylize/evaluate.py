@@ -1,0 +1,285 @@
+"""How good a trained network is, by the objective that it was trained for and by what it was not.
+
+One evaluator for everything: the run's own loss network, on images as they are in 8-bit files, all of one size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from skimage.metrics import structural_similarity
+
+from lib import images, plot
+from lib.shard import place
+from stylize import data
+from stylize.apply import Stylizer
+from stylize.config import Optimization
+from stylize.loss import (
+    Content,
+    Style,
+    content_losses,
+    content_of,
+    everywhere,
+    perceptual_loss,
+    style_losses,
+)
+from stylize.optimize import compile_trace, noise
+from stylize.training import Trained, style_targets
+from stylize.vgg import LossNetwork
+
+Picture = tuple[Path, str]
+_SHOWN = 6
+_BORDER_PX = 8
+_WINDOW_BINS = 6
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured."""
+
+    photos: int = 50
+    """of the folder, from the first"""
+    size_px: int = 256
+    """photographs are cropped to squares of this side"""
+    iterations: int = 100
+    """of L-BFGS on each photograph, to compare with"""
+    style: int = 0
+    """which style of the network"""
+
+
+class Judge:
+    """The objective of 8-bit images against a photograph and the style."""
+
+    def __init__(self, trained: Trained, network: LossNetwork, mesh: Mesh, style: int):
+        self.network, self._options = network, trained.config.perception
+        self.params = place(network.params, mesh)
+        grams = style_targets(trained.config, network, self.params)
+        self.style: Style = everywhere({layer: g[style] for layer, g in grams.items()})
+
+        @jax.jit
+        def measured(params: Any, x: jax.Array, style: Style, content: Content) -> dict[str, jax.Array]:
+            total, terms = perceptual_loss(network, self._options, params, x, style, content)
+            found = network.features(params, x, network.layers)
+            by_style = style_losses(found, style, relative=False)
+            by_content = content_losses(found, content, relative=False)
+            return {
+                "objective": total,
+                **terms,
+                **{f"style_{layer}": value[0] for layer, value in by_style.items()},
+                **{f"content_{layer}": value[0] for layer, value in by_content.items()},
+            }
+
+        self._measured = measured
+        self._content = jax.jit(lambda params, x: content_of(network, params, x))
+
+    def content(self, photo: np.ndarray) -> Content:
+        return self._content(self.params, jnp.asarray(photo)[None])
+
+    def __call__(self, image: np.ndarray, photo: np.ndarray) -> dict[str, float]:
+        """{"objective", "style", "content", "tv", and the raw losses per layer} of images [h, w, 3]."""
+        found = self._measured(self.params, jnp.asarray(as_saved(image))[None], self.style, self.content(photo))
+        return {name: float(value) for name, value in found.items()}
+
+
+def as_saved(image: np.ndarray) -> np.ndarray:
+    """What is left of an image in a file: 256 levels."""
+    return np.float32(images.to_uint8(image)) / 127.5 - 1
+
+
+def evaluate(
+    trained: Trained,
+    network: LossNetwork,
+    photos: Sequence[Path],
+    options: Evaluation,
+    mesh: Mesh,
+    out: Path,
+    say: Callable[[str], None],
+) -> tuple[dict[str, float], list[Picture], str]:
+    """Numbers NAME.METRIC (means over photographs, with .sd), pictures, and the protocol."""
+    judge = Judge(trained, network, mesh, options.style)
+    stylize = Stylizer(trained, mesh)
+    mix = stylize.mix([float(i == options.style) for i in range(len(trained.config.styles))])
+    chosen = [_square(images.read(path), options.size_px) for path in photos[: options.photos]]
+    say(f"stylising {len(chosen)} photographs of {options.size_px} x {options.size_px} pixels")
+    made = [stylize(photo, mix) for photo in chosen]
+    rows: dict[str, list[dict[str, float]]] = {}
+    style_image = data.load_styles([trained.config.styles[options.style]], None)[0]
+    fixed = {
+        "style_image": _square(style_image, options.size_px),
+        "noise": noise(0, (options.size_px, options.size_px)),
+    }
+    for photo, image in zip(chosen, made, strict=True):
+        for name, x in {"network": image, "photograph": photo, **fixed}.items():
+            similar = structural_similarity(as_saved(x), photo, channel_axis=-1, data_range=2.0)
+            rows.setdefault(name, []).append({**judge(x, photo), "ssim": float(similar)})
+    numbers = _means(rows)
+    net = np.array([row["objective"] for row in rows["network"]])
+    spent_s = _seconds(lambda: stylize(chosen[0], mix))
+    numbers["network.seconds"] = spent_s
+    pictures = [_contact_sheet(chosen, made, out)]
+    for start in ("noise", "content"):
+        say(f"{options.iterations} iterations of L-BFGS from {start} on each")
+        traces, optimized, each_s, evaluations = _optimized(
+            trained, judge, chosen, start, options.iterations, mesh, say
+        )
+        equal = np.array([_reached(trace, value) for trace, value in zip(traces, net, strict=True)])
+        numbers |= {
+            f"lbfgs_{start}.equal_iterations": float(np.mean(np.minimum(equal, options.iterations))),
+            f"lbfgs_{start}.equal_iterations.sd": float(np.std(np.minimum(equal, options.iterations))),
+            f"lbfgs_{start}.equal_iterations_least": float(equal.min()),
+            f"lbfgs_{start}.never_reached": float(np.mean(equal > options.iterations)),
+            f"lbfgs_{start}.seconds": each_s,
+            f"lbfgs_{start}.evaluations": float(evaluations),
+            f"lbfgs_{start}.objective": float(np.mean(traces[:, -1])),
+            f"lbfgs_{start}.seconds_over_network": each_s / spent_s,
+        }
+        pictures.append(_curves(out / f"objective_{start}.png", traces, net, start))
+        if start == "content":
+            pictures.append(_contact_sheet(chosen, optimized, out, "lbfgs"))
+    numbers["network.spectral_peak"] = spectral_peak(made)
+    numbers["photograph.spectral_peak"] = spectral_peak(chosen)
+    numbers["network.border_contrast"] = border_contrast(made) / border_contrast(chosen)
+    return numbers, pictures, _protocol(trained, network, options)
+
+
+def _optimized(
+    trained: Trained,
+    judge: Judge,
+    photos: Sequence[np.ndarray],
+    start: str,
+    iterations: int,
+    mesh: Mesh,
+    say: Callable[[str], None],
+) -> tuple[np.ndarray, list[np.ndarray], float, float]:
+    """(objective [photos, iterations + 1], results, median seconds of a run, mean evaluations of a run)."""
+    run = compile_trace(judge.network, trained.config.perception, Optimization(), mesh, iterations)
+    traces, results, seconds, evaluations = [], [], [], []
+    for k, photo in enumerate(photos):
+        batch = place({"params": judge.params, "style": judge.style, "content": judge.content(photo)}, mesh)
+        x = photo if start == "content" else noise(k, photo.shape[:2])
+        if k == 0:
+            jax.block_until_ready(run(x, batch))  # compilation is not counted
+        began = time.perf_counter()
+        image, values, tries = jax.block_until_ready(run(x, batch))
+        seconds.append(time.perf_counter() - began)
+        traces.append(np.asarray(values))
+        results.append(np.clip(np.asarray(image)[0], -1, 1))
+        evaluations.append(float(np.sum(tries)))
+        if (k + 1) % 10 == 0:
+            say(f"{k + 1} of {len(photos)}")
+    return np.stack(traces), results, float(np.median(seconds)), float(np.mean(evaluations))
+
+
+def _reached(trace: np.ndarray, value: float) -> float:
+    """The first iteration after which the objective is at most `value`; one more than there are where none is."""
+    below = np.flatnonzero(trace <= value)
+    return float(below[0]) if len(below) else float(len(trace))
+
+
+def _seconds(call: Callable[[], object], repeats: int = 7) -> float:
+    """Median wall time of a warm call."""
+    call()
+    found = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - began)
+    return float(np.median(found))
+
+
+def _square(image: np.ndarray, size_px: int) -> np.ndarray:
+    """The middle of an image, [size_px, size_px, 3]."""
+    h, w = image.shape[:2]
+    side = min(h, w)
+    top, left = (h - side) // 2, (w - side) // 2
+    return images.resize(image[top : top + side, left : left + side], size_px, size_px)
+
+
+def _means(rows: dict[str, list[dict[str, float]]]) -> dict[str, float]:
+    numbers = {}
+    for name, found in rows.items():
+        for metric in found[0]:
+            values = [row[metric] for row in found]
+            numbers[f"{name}.{metric}"] = float(np.mean(values))
+            if len(values) > 1 and metric in ("objective", "style", "content", "ssim"):
+                numbers[f"{name}.{metric}.sd"] = float(np.std(values))
+    return numbers
+
+
+def spectral_peak(made: Sequence[np.ndarray]) -> float:
+    """How much the mean power spectrum of images [h, w, 3] stands out at the frequencies of upsampling.
+
+    Images are of one size. A checkerboard is a pattern of period 2 or 4 pixels: the power on the lines of frequency 1/2 and 1/4, over that of
+    the lines beside them; the largest of the four ratios. Near 1 where there is none.
+    """
+    h, w = (n // 4 * 4 for n in made[0].shape[:2])
+    power = np.zeros((h, w))
+    for image in made:
+        grey = image[:h, :w].mean(-1)
+        window = np.hanning(h)[:, None] * np.hanning(w)
+        power = power + np.abs(np.fft.fft2((grey - grey.mean()) * window)) ** 2
+    ratios = []
+    for spectrum in (power, power.T):
+        lines = spectrum[:, 2:-1].mean(1)  # without the frequencies along the other axis that are next to none
+        n = len(lines)
+        for at in (n // 2, n // 4):
+            beside = [lines[(at + d) % n] for d in range(-_WINDOW_BINS, _WINDOW_BINS + 1) if abs(d) > 2]
+            ratios.append(lines[at] / np.median(beside))
+    return float(max(ratios))
+
+
+def border_contrast(made: Sequence[np.ndarray]) -> float:
+    """Mean squared difference of neighbouring pixels near the border (8 pixels), over that inside."""
+    edge, inside = [], []
+    for image in made:
+        grey = image.mean(-1)
+        change = np.diff(grey, axis=0)[:, 1:] ** 2 + np.diff(grey, axis=1)[1:] ** 2
+        border = np.ones_like(change, bool)
+        border[_BORDER_PX:-_BORDER_PX, _BORDER_PX:-_BORDER_PX] = False
+        edge.append(change[border].mean())
+        inside.append(change[~border].mean())
+    return float(np.mean(edge) / np.mean(inside))
+
+
+def _contact_sheet(
+    photos: Sequence[np.ndarray], made: Sequence[np.ndarray], out: Path, name: str = "network"
+) -> Picture:
+    shown = np.stack([*photos[:_SHOWN], *made[:_SHOWN]])
+    path = images.write(out / f"{name}.png", images.grid(shown, columns=min(_SHOWN, len(photos))))
+    what = "by the network" if name == "network" else "by L-BFGS from the photograph"
+    return path, f"The first photographs, and what was made of them {what}."
+
+
+def _curves(path: Path, traces: np.ndarray, net: np.ndarray, start: str) -> Picture:
+    steps = list(range(1, traces.shape[1]))
+    series = {
+        f"L-BFGS from {start}": (steps, list(traces.mean(0)[1:])),
+        "the network": (steps, [float(net.mean())] * len(steps)),
+    }
+    return plot.curves(path, series, x="iterations of L-BFGS", y="objective, mean over photographs"), (
+        f"The network's objective beside that of L-BFGS from {start}."
+    )
+
+
+def _protocol(trained: Trained, network: LossNetwork, options: Evaluation) -> str:
+    perception = trained.config.perception
+    return (
+        f"{options.photos} photographs, the squares in their middles at {options.size_px} pixels, style "
+        f"{trained.styles[options.style]}; images rounded to 8 bits. objective: {perception.style_weight:g} style + "
+        f"{perception.content_weight:g} content + {perception.tv_weight:g} tv; style: ||G - A||^2 / ||A||^2, mean over "
+        f"{', '.join(network.style_layers)}; content: ||F - P||^2 / ||P||^2 at {', '.join(network.content_layers)} "
+        f"({perception.pooling} pooling, weights {network.weights_sha256[:12]}); style_LAYER and content_LAYER: mean "
+        "squared differences of G = F F^T / (h w c) and of F. photograph, style_image, noise: these themselves in the "
+        "place of the result. equal_iterations: after how many iterations of L-BFGS (memory 10, zoom line search) on "
+        "one photograph its objective is at most the network's, the limit counted where it never is (never_reached: "
+        "share of photographs). seconds: median, without compilation. spectral_peak: power at the frequencies 1/2 and "
+        "1/4 over that beside them. border_contrast: of the outer 8 pixels over the inner, relative to photographs."
+    )
