@@ -12,8 +12,12 @@ from lib.config import parse
 from lib.report import join
 from lib.run import UserError
 
-RUNS = {"hnn": "demo", "ncsn": "digits_edm"}
-"""package: preset; on data inside the installed packages"""
+RUNS = {
+    "hnn": "train demo --out {out}",
+    "ncsn": "train digits_edm --out {out}",
+    "stylize": "image astronaut hubble_deep_field --longest-px 256 --optim.iterations 60 --run {out} --out {out}.png",
+}
+"""package: command; on data inside the installed packages"""
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,12 @@ class Demo:
 
 def main(args: Sequence[str]) -> None:
     options = parse(Demo(), args, "python -m launch demo")
-    for package, preset in RUNS.items():
-        print(f"\n== python -m {package} train {preset}", flush=True)
-        command = [sys.executable, "-m", package, "train", preset, "--out", str(options.out / package)]
-        status = subprocess.run(command, check=False).returncode
+    options.out.mkdir(parents=True, exist_ok=True)
+    for package, command in RUNS.items():
+        words = [word.format(out=options.out / package) for word in command.split()]
+        print(f"\n== python -m {package} {' '.join(words)}", flush=True)
+        status = subprocess.run([sys.executable, "-m", package, *words], check=False).returncode
         if status:
-            raise UserError(f"python -m {package} train {preset} failed with exit code {status}")
+            raise UserError(f"python -m {package} {' '.join(words)} failed with exit code {status}")
     pages = [options.out / package / "report.html" for package in RUNS]
     print(f"\n{join(pages, options.out / 'report.html', title='Gradient Fields')}")

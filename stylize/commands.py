@@ -13,10 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from lib import images
-from lib.plot import curves
 from lib.run import RunFolder, UserError
 from lib.shard import make_mesh
-from stylize import clips, color, page, vgg
+from stylize import clips, color, data, page, vgg
 from stylize import evaluate as evaluation
 from stylize.apply import Stylizer
 from stylize.loss import everywhere, style_of
@@ -37,12 +36,12 @@ def task_of(options: Image) -> Task:
         raise UserError(f"{len(weights)} weights for {len(style_paths)} styles")
     if options.masks and len(options.masks) != len(style_paths):
         raise UserError(f"{len(options.masks)} masks for {len(style_paths)} styles: one each is needed")
-    content = images.read(content_path)
+    content = data.read_image(content_path)
     content = images.resize(content, *images.fit_within(*content.shape[:2], options.longest_px))
     size = content.shape[:2]
     if options.color == "luminance":  # both are transferred without colours, which come back at the end
         content = np.float32(np.repeat(color.luminance(content)[..., None], 3, axis=-1))
-    styles = [_recolored(images.read(path), content, options.color) for path in style_paths]
+    styles = [_recolored(data.read_image(path), content, options.color) for path in style_paths]
     masks = np.stack([images.read_mask(path, *size) for path in options.masks]) if options.masks else None
     start = images.resize(images.read(options.start), *size) if options.start else None
     return Task(content, styles, weights, masks, options.style_scale, start)
@@ -61,19 +60,10 @@ def image(options: Image, task: Task, folder: RunFolder, say: Callable[[str], No
     network = vgg.load(options.perception, say)
     result = optimize(network, options.perception, options.optim, task, folder, make_mesh(), seed=options.seed, say=say)
     if options.color == "luminance":
-        result = color.luminance_only(result, images.resize(images.read(options.images[0]), *result.shape[:2]))
+        result = color.luminance_only(result, images.resize(data.read_image(options.images[0]), *result.shape[:2]))
     images.write(options.out, result)
-    rows = folder.metrics()
-    names = dict.fromkeys(key.removesuffix(".loss") for row in rows for key in row if key.endswith(".loss"))
-    series = {
-        name: (
-            [r["step"] for r in rows if f"{name}.loss" in r],
-            [r[f"{name}.loss"] for r in rows if f"{name}.loss" in r],
-        )
-        for name in names
-    }
-    curves(folder.figures / "objective.png", series, x="iteration", y="objective")
-    return f"{options.out}\n{folder.path} (previews, objective, checkpoints)"
+    page.write_image(folder, options.out, task, images.to_uint8(result))
+    return f"{options.out}\n{folder.path / 'report.html'} (previews and checkpoints beside it)"
 
 
 def apply(options: Apply, trained: Trained, say: Callable[[str], None]) -> str:
@@ -81,7 +71,7 @@ def apply(options: Apply, trained: Trained, say: Callable[[str], None]) -> str:
     pairs = outputs(options.images, options.out)
     mix, stylize = _network(options, trained)
     for source, target in tqdm(pairs, unit="image", disable=None if len(pairs) > 1 else True, leave=False):
-        images.write(target, stylize(images.read(source), mix))
+        images.write(target, stylize(data.read_image(source), mix))
     say(f"{len(pairs)} image{'s' if len(pairs) > 1 else ''}")
     return str(options.out)
 
@@ -125,7 +115,7 @@ def optimized_video(options: Video, clip: Clip, styles: Sequence[Path], say: Cal
     if frames.exists() and not options.resume:
         raise UserError(f"{frames} holds the frames of a stopped run: --resume goes on with them, or remove it")
     h, w = images.fit_within(clip.height, clip.width, options.longest_px)
-    pictures = [images.read(path) for path in styles]
+    pictures = [data.read_image(path) for path in styles]
     fitted = [images.resize(x, *images.fit_within(*x.shape[:2], max(h, w))) for x in pictures]
     style = everywhere(
         style_of(network, network.params, [jnp.asarray(x) for x in fitted], list(options.weights) or None)

@@ -15,6 +15,22 @@ from lib.run import UserError
 _MARGIN = 1.25  # squares are this much larger than the crops that are cut out of them
 
 
+BUNDLED = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "rocket")
+"""photographs inside scikit-image, by name, for trying things out without any file"""
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file, or one of `BUNDLED` where there is no such file: float32 [h, w, 3] in [-1, 1].
+
+    Raises UserError as `lib.images.read` does.
+    """
+    if path.exists() or str(path) not in BUNDLED:
+        return images.read(path)
+    from skimage import data
+
+    return np.float32(getattr(data, str(path))()) / 127.5 - 1
+
+
 def squares(paths: Sequence[Path], crop_px: int) -> np.ndarray:
     """Photographs as uint8 [n, s, s, 3] with s = 1.25 crop_px: each gives as many squares as cover it.
 
@@ -47,7 +63,7 @@ def load_styles(paths: Sequence[str], longest_px: int | None) -> list[np.ndarray
         raise UserError("which style? give one image or more")
     out = []
     for path in paths:
-        image = images.read(Path(path))
+        image = read_image(Path(path))
         longest = max(image.shape[:2])
         out.append(images.resize(image, *images.fit_within(*image.shape[:2], min(longest, longest_px or longest))))
     return out

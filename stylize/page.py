@@ -1,13 +1,16 @@
-"""From the numbers of a trained network to evaluation.json and report.html."""
+"""From numbers and pictures to evaluation.json and report.html."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from lib import plot
+import numpy as np
+
+from lib import images, plot
 from lib.report import Page, metric_table, text_table
 from lib.run import RunFolder, write_json
+from stylize.optimize import Task
 from stylize.training import NAME, Trained
 
 _MAIN = ("objective", "style", "content", "ssim", "seconds", "equal_iterations", "never_reached", "E_warp")
@@ -35,14 +38,49 @@ def write(
         page.figure(path, caption)
     page.heading("How to repeat it")
     page.code(f"python -m stylize train --config {folder.path.name}/config.json --out NEW_FOLDER")
-    page.code((folder.path / "config.json").read_text(encoding="utf-8"), summary="configuration")
-    page.code((folder.path / "environment.json").read_text(encoding="utf-8"), summary="environment")
-    page.code(json.dumps(numbers, indent=2), summary="all numbers")
+    _repeat(page, folder, numbers)
     page.write(out / "report.html")
     columns, rows = metric_table(numbers)
     keep = [0, *(j for j, column in enumerate(columns) if column in _MAIN)]
     table = text_table([columns[j] for j in keep], [[row[j] for j in keep] for row in rows])
     return f"\n{table}\n\n{out / 'report.html'}"
+
+
+def write_image(folder: RunFolder, out: Path, task: Task, result: np.ndarray) -> None:
+    """evaluation.json and report.html of an image that was optimised."""
+    rows, numbers = folder.metrics(), {}
+    series = {}
+    for name in dict.fromkeys(key.removesuffix(".loss") for row in rows for key in row if key.endswith(".loss")):
+        of_scale = [row for row in rows if f"{name}.loss" in row]
+        series[name] = ([row["step"] for row in of_scale], [row[f"{name}.loss"] for row in of_scale])
+        numbers |= {
+            f"{name}.objective": of_scale[-1][f"{name}.loss"],
+            f"{name}.iterations": len(of_scale),
+            f"{name}.evaluations": sum(row[f"{name}.evaluations"] for row in of_scale),
+            f"{name}.wall_s": of_scale[-1]["wall_s"],
+        }
+    protocol = "Per scale: the objective before the last iteration, and wall_s with compilation."
+    write_json(folder.path / "evaluation.json", {**numbers, "protocol": protocol})
+    page = Page(f"Style transfer: {out.name}", "The pixels of an image, moved until a network sees the style in them.")
+    page.heading("Pictures")
+    height = 256
+    shown = [images.resize(x, height, round(x.shape[1] * height / x.shape[0])) for x in (task.content, *task.styles)]
+    strip = images.write(folder.figures / "inputs.png", np.concatenate(shown, axis=1))
+    page.figure(strip, "The photograph, and the style.")
+    page.figure(images.write(folder.figures / "result.png", np.float32(result) / 127.5 - 1), "The result.")
+    curve = plot.curves(folder.figures / "objective.png", series, x="iteration", y="objective")
+    page.figure(curve, "The objective, scale by scale.")
+    page.heading("Numbers")
+    page.table(*metric_table(numbers))
+    page.text(protocol)
+    _repeat(page, folder, numbers)
+    page.write(folder.path / "report.html")
+
+
+def _repeat(page: Page, folder: RunFolder, numbers: dict[str, float]) -> None:
+    page.code((folder.path / "config.json").read_text(encoding="utf-8"), summary="configuration")
+    page.code((folder.path / "environment.json").read_text(encoding="utf-8"), summary="environment")
+    page.code(json.dumps(numbers, indent=2), summary="all numbers")
 
 
 def _training_curve(folder: RunFolder, out: Path) -> Path:

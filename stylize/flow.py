@@ -1,0 +1,129 @@
+"""Optical flow between frames, where it can be relied on, and how far a movie departs from the motion it should have.
+
+Images are float32 [h, w, 3] RGB in [-1, 1]; a flow is float32 [h, w, 2], in px to the right and down: what is at
+(x, y) of the first image is at (x, y) + flow[y, x] of the second.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from lib.images import to_uint8
+from lib.run import UserError
+
+Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+_MIN_DIS_PX = 16  # below it OpenCV 5.0 refuses, returns NaN or, where the image is wide, crashes
+
+
+class WarpingError(NamedTuple):
+    error: float  # NaN where no pixel of any pair is reliable
+    reliable_share: float  # of all pixels
+    pairs: int
+
+
+class Link(NamedTuple):
+    """How the previous frame is carried to the current one: `warp(previous, flow)`, good where `reliable` is 1."""
+
+    flow: np.ndarray  # float32 [h, w, 2], from the current to the previous frame, px
+    reliable: np.ndarray  # float32 [h, w], 0 or 1
+
+
+def dis(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Dense inverse search (Kroeger et al. 2016, arXiv 1603.03590), OpenCV's medium preset.
+
+    A side shorter than 16 px is continued by its last row or column; an image of one pixel does not move.
+    """
+    height, width = first.shape[:2]
+    below, right = max(0, _MIN_DIS_PX - height), max(0, _MIN_DIS_PX - width)
+    one, two = (cv2.copyMakeBorder(_grey(image), 0, below, 0, right, cv2.BORDER_REPLICATE) for image in (first, second))
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    found = search.calc(one, two, None)  # pyright: ignore[reportCallIssue]
+    return np.ascontiguousarray(found[:height, :width])
+
+
+def farneback(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Polynomial expansion (Farneback 2003): another method than `dis`, to score with what was not stylised with."""
+    pyramid = {"pyr_scale": 0.5, "levels": 5, "iterations": 3}
+    window = {"winsize": 21, "poly_n": 5, "poly_sigma": 1.1, "flags": cv2.OPTFLOW_FARNEBACK_GAUSSIAN}
+    one, two = _grey(first), _grey(second)
+    return cv2.calcOpticalFlowFarneback(one, two, None, **pyramid, **window)  # pyright: ignore[reportCallIssue]
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(to_uint8(image), cv2.COLOR_RGB2GRAY)
+
+
+def warp(image: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`image` [h, w, c] sampled bilinearly at (x, y) + flow[y, x], and inside [h, w]: was that within the image?
+
+    Samples from outside repeat the border.
+    """
+    height, width = flow.shape[:2]
+    x = np.arange(width, dtype=np.float32) + flow[..., 0]
+    y = np.arange(height, dtype=np.float32)[:, None] + flow[..., 1]
+    warped = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    return warped.reshape(image.shape), inside
+
+
+def reliable(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
+    """bool [h, w], on the pixels that `forward` starts from: may what it says be relied on?
+
+    Not where it leaves the image, where `backward` does not lead back (|f + b~|^2 >= 0.01 (|f|^2 + |b~|^2) + 0.5, with
+    b~ the backward flow at the point that f leads to: occlusions), or at the edge of a motion
+    (|grad f|^2 > 0.01 |f|^2 + 0.002). The rule of Ruder et al. (2016, arXiv 1604.08610) and its thresholds; the mask is
+    not smoothed.
+    """
+    back, inside = warp(backward, forward)
+    length = np.sum(forward**2, -1)
+    returned = np.sum((forward + back) ** 2, -1) < 0.01 * (length + np.sum(back**2, -1)) + 0.5
+    slopes = [np.sum(np.gradient(forward, axis=axis) ** 2, -1) for axis in (0, 1) if forward.shape[axis] > 1]
+    return inside & returned & (sum(slopes) <= 0.01 * length + 0.002)
+
+
+def link(previous: np.ndarray, current: np.ndarray, *, flow: Flow = dis) -> Link:
+    """What carries a stylised `previous` to `current`; both are frames of the input."""
+    back = flow(current, previous)
+    return Link(back, reliable(back, flow(previous, current)).astype(np.float32))
+
+
+def warping_error(
+    outputs: Iterable[np.ndarray], inputs: Iterable[np.ndarray], *, flow: Flow = farneback, gap: int = 1
+) -> WarpingError:
+    """How much outputs t and t + gap differ where the motion of the inputs says that they show the same.
+
+    E = sum M (warp(O_{t+gap}, f) - O_t)^2 / sum M, the mean over pairs; f is the flow from input t to t + gap, M its
+    `reliable` mask, and squares are means over the three channels of values in [0, 1], as Lai et al. compute it (2018,
+    arXiv 1808.00449). Pairs without a reliable pixel do not count. The error of a grey movie is 0: compare it with that
+    of the input, warping_error(inputs, inputs), and look at the style too. Holds `gap` pairs of frames in memory.
+    Raises UserError where the numbers or the sizes of frames differ, and where there is no pair.
+    """
+    if gap < 1:
+        raise ValueError(f"a gap of {gap} frames")
+    errors, shares = [], []
+    past: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=gap)
+    for output, frame in itertools.zip_longest(outputs, inputs):
+        if output is None or frame is None:
+            raise UserError("the stylised movie and its input have different numbers of frames")
+        if output.shape != frame.shape:
+            raise UserError(f"frames of the stylised movie are {output.shape[:2]} px, of its input {frame.shape[:2]}")
+        if len(past) == gap:
+            earlier_output, earlier = past[0]
+            motion = flow(earlier, frame)
+            mask = reliable(motion, flow(frame, earlier))
+            difference = (warp(output, motion)[0] - earlier_output) / 2  # from [-1, 1] to [0, 1]
+            shares.append(mask.mean())
+            if mask.any():
+                errors.append(np.square(difference, dtype=np.float64).mean(-1)[mask].mean())
+        past.append((output, frame))
+    if not shares:
+        raise UserError(f"a warping error over {gap} frames needs at least {gap + 1} of them")
+    return WarpingError(float(np.mean(errors)) if errors else math.nan, float(np.mean(shares)), len(shares))

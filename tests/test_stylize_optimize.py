@@ -1,0 +1,89 @@
+"""stylize/optimize.py: scales, both optimisers, and going on after a stop."""
+
+import numpy as np
+import pytest
+
+from lib.run import RunFolder, UserError
+from lib.shard import make_mesh
+from stylize.config import Optimization, Perception
+from stylize.optimize import Task, optimize, scales
+from tests.stylize_cases import smooth, tiny_network
+
+PERCEPTION = Perception()
+CONTENT, STYLE, OTHER = smooth(0, 24, 36), smooth(1, 40, 28), smooth(2, 30, 30)
+
+
+def run(folder, options, task, perception=PERCEPTION, devices=1):
+    run = RunFolder.start(folder, "stylize.image", {}, resume=(folder / "config.json").exists())
+    with run:
+        image = optimize(tiny_network(), perception, options, task, run, make_mesh(devices), seed=0, say=lambda t: None)
+    return image, run.metrics()
+
+
+def test_scales_double_up_to_the_size_of_the_image():
+    assert scales(768, 1024, 256) == [(192, 256), (384, 512), (768, 1024)]
+    assert scales(481, 321, 256) == [(481, 321)]
+    assert scales(1, 2002, 256) == [(1, 500), (1, 1001), (1, 2002)]
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_the_objective_falls_and_the_size_stays(tmp_path, optimizer, devices):
+    options = Optimization(optimizer, iterations=(12,))
+    image, rows = run(tmp_path / "run", options, Task(CONTENT, [STYLE], [1.0]), devices=devices)
+    assert image.shape == CONTENT.shape and np.abs(image).max() <= 1
+    losses = [row["36px.loss"] for row in rows]
+    assert len(losses) == 12 and losses[-1] < 0.6 * losses[0]
+    assert sum(row["36px.evaluations"] for row in rows) >= 12
+
+
+def test_without_style_noise_becomes_the_activations_of_the_photograph(tmp_path):
+    task = Task(CONTENT, [STYLE], [1.0])
+    _, rows = run(tmp_path / "run", Optimization(iterations=(40,), start="noise"), task, Perception(style_weight=0))
+    losses = [row["36px.loss"] for row in rows]
+    assert losses[-1] < 0.05 * losses[0]
+
+
+def test_coarse_to_fine(tmp_path):
+    options = Optimization(iterations=(3, 2), smallest_px=16)
+    image, rows = run(tmp_path / "run", options, Task(smooth(0, 48, 64), [STYLE], [1.0]))
+    assert image.shape == (48, 64, 3)
+    counts = {name: sum(f"{name}.loss" in row for row in rows) for name in ("16px", "32px", "64px")}
+    assert counts == {"16px": 3, "32px": 2, "64px": 2}
+
+
+def test_several_styles_by_weight_and_by_region(tmp_path):
+    options = Optimization(iterations=(2,))
+    left = np.zeros((24, 36), np.float32)
+    left[:, :18] = 1
+    tasks = {
+        "first": Task(CONTENT, [STYLE, OTHER], [1.0, 0.0]),
+        "both": Task(CONTENT, [STYLE, OTHER], [1.0, 1.0]),
+        "regions": Task(CONTENT, [STYLE, OTHER], [1.0, 1.0], np.stack([left, 1 - left])),
+        "alone": Task(CONTENT, [STYLE], [1.0]),
+    }
+    found = {name: run(tmp_path / name, options, task)[0] for name, task in tasks.items()}
+    np.testing.assert_allclose(found["first"], found["alone"], atol=1e-5)
+    assert np.abs(found["both"] - found["alone"]).max() > 0.01
+    assert np.abs(found["regions"] - found["both"]).max() > 0.01
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, optimizer):
+    task = Task(CONTENT, [STYLE], [1.0])
+    short, whole = Optimization(optimizer, iterations=(5,)), Optimization(optimizer, iterations=(9,))
+    expected, rows = run(tmp_path / "whole", whole, task)
+    run(tmp_path / "stopped", short, task)
+    image, again = run(tmp_path / "stopped", whole, task)
+    np.testing.assert_array_equal(image, expected)
+    assert [row["36px.loss"] for row in again] == [row["36px.loss"] for row in rows]
+
+
+def test_an_image_that_is_too_small_for_the_layers(tmp_path):
+    with pytest.raises(UserError, match="an image of 3 x 36 pixels is too small: 4 are needed"):
+        run(tmp_path / "run", Optimization(iterations=(1,)), Task(smooth(0, 3, 36), [STYLE], [1.0]))
+
+
+def test_a_style_that_is_too_small_is_enlarged(tmp_path):
+    image, _ = run(tmp_path / "run", Optimization(iterations=(1,)), Task(CONTENT, [smooth(1, 1, 50)], [1.0]))
+    assert image.shape == CONTENT.shape and np.isfinite(image).all()
