@@ -296,7 +296,7 @@ _EDM = Config(
 )
 # Less than five minutes on two cores. Digits have 17 grey levels: noise far below a sixteenth is not worth learning.
 _SMALL = {
-    "optim": Optim(steps=1800, batch_size=64, lr=4e-3, final_lr=0.0, warmup=0.05),
+    "optim": Optim(steps=1600, batch_size=64, lr=3e-3, final_lr=0.0, warmup=0.05),
     "evaluation": Evaluation(
         200, ("annealed_langevin:400", "predictor_corrector:100"), inpainting="annealed_langevin:200",
         likelihood_images=0,
@@ -328,7 +328,7 @@ PRESETS: dict[str, Config] = {
         network=Network("v2", width=16),
         noise=replace(_V2.noise, sigma_min=0.03),
         sampling=replace(_V2.sampling, nfe=400),
-        **_SMALL,
+        **(_SMALL | {"optim": replace(_SMALL["optim"], steps=2200, lr=4e-3)}),
     ),
     "digits_edm": replace(
         _EDM,
