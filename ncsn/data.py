@@ -132,5 +132,5 @@ def _squares(folder: Path, size_px: int) -> np.ndarray:
     for i, path in enumerate(names):
         with opened(path) as image:
             upright = ImageOps.exif_transpose(image).convert("RGB")
-            out[i] = ImageOps.fit(upright, (size_px, size_px), Image.Resampling.LANCZOS)
+            out[i] = np.asarray(ImageOps.fit(upright, (size_px, size_px), Image.Resampling.LANCZOS))
     return out

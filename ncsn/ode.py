@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import eval_jaxpr
 
 from lib.run import UserError
 from ncsn.noise import expand
@@ -230,7 +231,7 @@ def mapped_together(field: Callable[..., Any], *like: Any) -> Callable[..., Any]
     def _(b: int, mapped: Any, known: Any, *args: Any) -> tuple[Any, Any]:
         full = lambda a, is_mapped: a if is_mapped else jnp.broadcast_to(a, (b, *a.shape))  # noqa: E731
         flat = jax.tree.leaves(jax.tree.map(full, args, tuple(mapped[1:])))
-        slope = jax.tree.unflatten(jax.tree.structure(out), jax.core.eval_jaxpr(closed.jaxpr, known, *flat))
+        slope = jax.tree.unflatten(jax.tree.structure(out), eval_jaxpr(closed.jaxpr, known, *flat))
         return slope, jax.tree.map(lambda _: True, slope)
 
     return functools.partial(one, closed.consts)
