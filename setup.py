@@ -24,11 +24,15 @@ setup(
         "numpy>=2.1",
         "scipy>=1.14",
         "scikit-learn>=1.7",
+        "scikit-image>=0.25",
+        "av>=15",
+        "opencv-python-headless>=4.11",
         "safetensors>=0.5",
     ],
     extras_require={
         "cuda": ["jax[cuda13]>=0.10,<0.12"],
         "tpu": ["jax[tpu]>=0.10,<0.12"],
+        "app": ["gradio>=6"],
         "bench": ["torch==2.13.0"],
         "convert": ["torch==2.13.0", "h5py>=3.12"],
         "dev": [

@@ -153,6 +153,12 @@ def fit_within(height: int, width: int, longest_px: int | None) -> tuple[int, in
     return new_height, new_width
 
 
+def resize_longest(image: np.ndarray, longest_px: int | None) -> np.ndarray:
+    """`resize` of [h, w, c] to the size that `fit_within` gives."""
+    height, width = image.shape[:2]
+    return resize(image, *fit_within(height, width, longest_px))
+
+
 def to_uint8(images: np.ndarray) -> np.ndarray:
     """[-1, 1] to 0..255, rounded to nearest, clipped."""
     return np.uint8(np.round((np.asarray(images, np.float32).clip(-1, 1) + 1) * 127.5))

@@ -2,8 +2,8 @@
 
 A step is written once. Its means go through `pmean`, its random numbers through `example_keys`; both find out while
 tracing whether they run inside a mesh axis. `compile_step` then makes the step run under `jit` (one device),
-`shard_map` (a mesh over any number of hosts) or `pmap` (one host). What has no batch to spread, such as one large image,
-runs under `jit` on a mesh and says by `spread_rows` what XLA is to divide.
+`shard_map` (a mesh over any number of hosts) or `pmap` (one host). What has no batch to spread, such as one large
+image, runs under `jit` on a mesh and says by `spread_rows` what XLA is to divide.
 """
 
 from __future__ import annotations

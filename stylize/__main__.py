@@ -20,6 +20,7 @@ HELP = f"""usage: python -m stylize COMMAND ...
   image CONTENT STYLE... --out PNG      optimise an image (Gatys et al.); slow, best quality
   image ... --out PNG --resume          go on where a stopped run was
   train [PRESET] STYLE... --photos DIR --out RUN   train a network that stylises any image at once
+  train RUN --resume                    go on where a stopped training was
   apply RUN IMAGE... --out PNG|DIR      stylise images with a trained network
   video RUN CLIP --out MP4|GIF          stylise a movie; its sound is kept
   video STYLE CLIP --optimize --out MP4 the same by optimisation of every frame; slow
@@ -70,6 +71,8 @@ class Image:
             raise UserError("style-scale must be between 0.05 and 20")
         if any(not 0 <= w < float("inf") for w in self.weights) or (self.weights and not sum(self.weights)):
             raise UserError("weights must not be negative, nor all zero")
+        if not 0 <= self.seed < 2**32:
+            raise UserError("seed must be between 0 and 2**32 - 1")
 
 
 @dataclass(frozen=True)
@@ -174,22 +177,25 @@ def image(args: Sequence[str]) -> None:
     if len(chosen.images) < 2:
         raise UserError("a photograph and at least one style are needed: python -m stylize image CONTENT STYLE...")
     check_out(chosen.out, *_IMAGES)
+    _check_kept(chosen.out, [*chosen.images, *chosen.masks, *filter(None, [chosen.start])])
     run = chosen.run or chosen.out.with_suffix(".run")
     values = {k: v for k, v in configs.to_json(chosen).items() if k not in ("out", "run", "resume")}
     RunFolder.check(run, "stylize.image", values, resume=chosen.resume)
     shard = _start()
     from stylize import commands
 
-    task = commands.task_of(chosen)
+    task, network = commands.prepared(chosen, _say)
     with RunFolder.start(run, "stylize.image", values, resume=chosen.resume, primary=shard.primary()) as folder:
-        _say(commands.image(chosen, task, folder, _say))
+        _say(commands.image(chosen, task, network, folder, _say))
 
 
 def train(args: Sequence[str]) -> None:
     words, rest = _positional(args)
-    presets = [word for word in words if word in PRESETS]
-    base, where, rest = configs.starting_point(PRESETS, "stylize", [*presets[:1], *rest], PRESETS["small"])
-    styles = tuple(word for word in words if word not in PRESETS)
+    starts = [word for word in words if word in PRESETS or (Path(word) / "config.json").exists()]
+    if len(starts) > 1:
+        raise UserError(f"{' and '.join(starts)}: one preset or run folder is enough")
+    base, where, rest = configs.starting_point(PRESETS, "stylize", [*starts, *rest], PRESETS["small"])
+    styles = tuple(word for word in words if word not in starts)
     chosen = configs.parse(
         Train(dataclasses.replace(base, styles=styles or base.styles)), rest, "python -m stylize train STYLE..."
     )
@@ -198,15 +204,17 @@ def train(args: Sequence[str]) -> None:
         raise UserError("a style and photographs are needed: python -m stylize train STYLE... --photos DIR")
     out = chosen.out or where or Path("runs") / f"stylize-{Path(config.styles[0]).stem}"
     values = configs.to_json(config)
-    RunFolder.check(out, "stylize", values, resume=chosen.resume)
     shard = _start()
+    if shard.primary():  # it is this one that makes the folder, perhaps before another looks
+        RunFolder.check(out, "stylize", values, resume=chosen.resume)
     from stylize import training, vgg
 
-    mesh = shard.make_mesh(chosen.devices)
+    mesh = training.choose_mesh(config, chosen.devices)
     say = _say if shard.primary() else lambda text: None
     network = vgg.load(config.perception, say)
+    materials = training.load_materials(config, network)
     with RunFolder.start(out, "stylize", values, resume=chosen.resume, primary=shard.primary()) as folder:
-        training.train(config, network, folder, mesh, say)
+        training.train(config, network, materials, folder, mesh, say)
         say(str(folder.path))
 
 
@@ -230,6 +238,8 @@ def video(args: Sequence[str]) -> None:
 
     clip = movies.probe(options.clip)
     check_out(options.out, *movies.FORMATS)
+    if options.out.resolve() == options.clip.resolve():
+        raise UserError(f"{options.out} is the clip itself: choose another --out")
     is_run = (Path(args[0]) / "config.json").exists()
     if not options.optimize and not is_run:
         raise UserError(
@@ -256,6 +266,11 @@ def evaluate(args: Sequence[str]) -> None:
     from stylize import commands, training
 
     _say(commands.evaluate(options, training.open_run(config, folder), folder, _say))
+
+
+def _check_kept(out: Path, sources: Sequence[Path]) -> None:
+    if out.resolve() in {source.resolve() for source in sources}:
+        raise UserError(f"{out} is one of the images: choose another --out")
 
 
 def _positional(args: Sequence[str]) -> tuple[list[str], list[str]]:

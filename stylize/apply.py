@@ -14,7 +14,7 @@ from lib.shard import DATA, compiler_options, place
 from stylize.model import MULTIPLE, Rows, mixture
 from stylize.training import Trained, build_model
 
-_LEAST_ROWS = 8  # per device: mirroring needs more rows than half of the largest kernel, also at a quarter of the size
+_LEAST_ROWS = 8  # per device: a quarter of them has to be mirrored by the 3x3 kernels
 
 
 class Stylizer:
@@ -50,7 +50,7 @@ class Stylizer:
                 before, mask = np.zeros_like(image), np.zeros((h, w), np.float32)
             seen = np.concatenate([before * mask[..., None], mask[..., None]], -1)
             x = np.concatenate([x, _padded(seen)[None]], -1)
-        devices = rows_over(x.shape[1], self._mesh.size)
+        devices = rows_over(x.shape[1], self._mesh.size, self._trained.config.network.kernel_px)
         y = self._programs(devices)(self._params(devices), jnp.asarray(x), mix[None])
         return np.clip(np.asarray(y)[0, :h, :w], -1, 1)
 
@@ -72,9 +72,13 @@ class Stylizer:
         return jax.jit(mapped, compiler_options=compiler_options(mesh))
 
 
-def rows_over(height: int, devices: int) -> int:
-    """The largest number of devices over which the rows of a padded image divide well."""
-    return max(n for n in range(1, devices + 1) if height % (_LEAST_ROWS * n) == 0)
+def rows_over(height: int, devices: int, kernel_px: int) -> int:
+    """The largest number of devices over which the rows of a padded image divide well.
+
+    What is mirrored, or comes from the neighbours, is half of the largest kernel: each needs more rows than that.
+    """
+    spread = [n for n in range(2, devices + 1) if height % (_LEAST_ROWS * n) == 0 and height // n > kernel_px // 2]
+    return max(spread, default=1)
 
 
 def _padded(image: np.ndarray) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
 
 from lib import images
+from lib.run import UserError
 from stylize import movies
 from stylize.apply import Stylizer
 from stylize.evaluate import Judge, Picture
@@ -26,11 +27,25 @@ PROTOCOL = (
 _EVERY, _FAR = 10, 5
 
 
+def check(paths: Sequence[Path]) -> None:
+    """Raises UserError for what is no movie, for one that is too short, and for two of the same name."""
+    for path in paths:
+        count = movies.probe(path).frames
+        if count is not None and count <= _FAR:
+            raise UserError(f"{path} has {count} frames: flicker is measured over {_FAR + 1} or more")
+    if len({_name(path) for path in paths}) < len(paths):
+        raise UserError("two of the clips have the same name: their numbers would be one")
+
+
+def _name(path: Path) -> str:
+    return path.stem.replace(".", "_")  # numbers are called CLIP.METRIC
+
+
 def evaluate(
     path: Path, trained: Trained, network: LossNetwork, mesh: Mesh, style: int, out: Path, say: Callable[[str], None]
 ) -> tuple[dict[str, float], list[Picture], str]:
     """Numbers CLIP.METRIC and CLIP.per_frame.METRIC, the movies themselves beside the figures, and the protocol."""
-    clip, name = movies.probe(path), path.stem
+    clip, name = movies.probe(path), _name(path)
     stylize, judge = Stylizer(trained, mesh), Judge(trained, network, mesh, style)
     mix = stylize.mix([float(i == style) for i in range(len(trained.config.styles))])
     numbers: dict[str, float] = {}

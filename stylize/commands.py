@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from lib import config as configs
 from lib import images
 from lib.run import RunFolder, UserError
 from lib.shard import make_mesh
@@ -23,9 +24,12 @@ from stylize.movie import FrameOptimizer, stylize_movie
 from stylize.movies import Clip
 from stylize.optimize import Task, optimize
 from stylize.training import Trained
+from stylize.vgg import LossNetwork
 
 if TYPE_CHECKING:
     from stylize.__main__ import Apply, Evaluate, Image, Video
+
+_NOT_OF_FRAMES = ("out", "resume", "longest_s", "strength")
 
 
 def task_of(options: Image) -> Task:
@@ -37,7 +41,7 @@ def task_of(options: Image) -> Task:
     if options.masks and len(options.masks) != len(style_paths):
         raise UserError(f"{len(options.masks)} masks for {len(style_paths)} styles: one each is needed")
     content = data.read_image(content_path)
-    content = images.resize(content, *images.fit_within(*content.shape[:2], options.longest_px))
+    content = images.resize_longest(content, options.longest_px)
     size = content.shape[:2]
     if options.color == "luminance":  # both are transferred without colours, which come back at the end
         content = np.float32(np.repeat(color.luminance(content)[..., None], 3, axis=-1))
@@ -45,6 +49,19 @@ def task_of(options: Image) -> Task:
     masks = np.stack([images.read_mask(path, *size) for path in options.masks]) if options.masks else None
     start = images.resize(images.read(options.start), *size) if options.start else None
     return Task(content, styles, weights, masks, options.style_scale, start)
+
+
+def prepared(options: Image, say: Callable[[str], None]) -> tuple[Task, LossNetwork]:
+    """The images and the loss network of a command. Raises UserError as both do, and where they do not fit together."""
+    task, network = task_of(options), vgg.load(options.perception, say)
+    _check_size(network, *task.content.shape[:2])
+    return task, network
+
+
+def _check_size(network: LossNetwork, height: int, width: int) -> None:
+    """Raises UserError where an image is too small for the deepest layer; computes nothing."""
+    image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+    jax.eval_shape(lambda x: network.features(network.params, x, network.layers), image)
 
 
 def _recolored(style: np.ndarray, content: np.ndarray, how: str) -> np.ndarray:
@@ -55,9 +72,8 @@ def _recolored(style: np.ndarray, content: np.ndarray, how: str) -> np.ndarray:
     return color.match_histogram(style, content) if how == "histogram" else style
 
 
-def image(options: Image, task: Task, folder: RunFolder, say: Callable[[str], None]) -> str:
+def image(options: Image, task: Task, network: LossNetwork, folder: RunFolder, say: Callable[[str], None]) -> str:
     """Optimises; writes the image and the trace of the objective. Returns where they are."""
-    network = vgg.load(options.perception, say)
     result = optimize(network, options.perception, options.optim, task, folder, make_mesh(), seed=options.seed, say=say)
     if options.color == "luminance":
         result = color.luminance_only(result, images.resize(data.read_image(options.images[0]), *result.shape[:2]))
@@ -69,6 +85,8 @@ def image(options: Image, task: Task, folder: RunFolder, say: Callable[[str], No
 def apply(options: Apply, trained: Trained, say: Callable[[str], None]) -> str:
     """Stylises all images; returns where they are."""
     pairs = outputs(options.images, options.out)
+    for source, _ in pairs:
+        data.check_image(source)
     mix, stylize = _network(options, trained)
     for source, target in tqdm(pairs, unit="image", disable=None if len(pairs) > 1 else True, leave=False):
         images.write(target, stylize(data.read_image(source), mix))
@@ -77,19 +95,24 @@ def apply(options: Apply, trained: Trained, say: Callable[[str], None]) -> str:
 
 
 def outputs(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
-    """(source, target) of each image; folders among the sources are walked and keep their layout below `out`."""
-    if len(sources) == 1 and not sources[0].is_dir():
-        name = sources[0].with_suffix(".png").name
-        return [(sources[0], out if out.suffix else out / name)]
-    if out.suffix:
+    """(source, target) of each image; folders among the sources are walked and keep their layout below `out`.
+
+    Raises UserError where two results would be one file, or would replace an image.
+    """
+    several = len(sources) > 1 or sources[0].is_dir()
+    if several and out.suffix:
         raise UserError(f"{out}: several images need a folder")
     pairs = []
     for source in sources:
         for path in images.files(source) if source.is_dir() else [source]:
             below = path.relative_to(source) if source.is_dir() else Path(path.name)
-            pairs.append((path, out / below.with_suffix(".png")))
+            pairs.append((path, out if out.suffix else out / below.with_suffix(".png")))
     if len({target for _, target in pairs}) < len(pairs):
         raise UserError("two of the images have the same name: their results would be one file")
+    kept = {source.resolve() for source, _ in pairs}
+    for _, target in pairs:
+        if target.resolve() in kept:
+            raise UserError(f"{target} is one of the images: choose another --out")
     return pairs
 
 
@@ -110,29 +133,37 @@ def video(options: Video, clip: Clip, trained: Trained) -> str:
 
 def optimized_video(options: Video, clip: Clip, styles: Sequence[Path], say: Callable[[str], None]) -> str:
     """Stylises a clip by optimisation of each frame; frames are kept beside the result until it is there."""
+    if options.weights and len(options.weights) != len(styles):
+        raise UserError(f"{len(options.weights)} weights for {len(styles)} styles")
     network, mesh = vgg.load(options.perception, say), make_mesh()
-    frames = options.out.with_suffix(".frames")
-    if frames.exists() and not options.resume:
-        raise UserError(f"{frames} holds the frames of a stopped run: --resume goes on with them, or remove it")
     h, w = images.fit_within(clip.height, clip.width, options.longest_px)
+    _check_size(network, h, w)
     pictures = [data.read_image(path) for path in styles]
-    fitted = [images.resize(x, *images.fit_within(*x.shape[:2], max(h, w))) for x in pictures]
+    fitted = [images.resize_longest(x, max(h, w)) for x in pictures]
     style = everywhere(
         style_of(network, network.params, [jnp.asarray(x) for x in fitted], list(options.weights) or None)
     )
-    optimizer = FrameOptimizer(network, options.perception, options.optim, style, options.temporal_weight, frames, mesh)
-    count = stylize_movie(
-        clip, options.out, optimizer, flow=not options.per_frame,
-        longest_px=options.longest_px, longest_s=options.longest_s,
-    )  # fmt: skip
-    shutil.rmtree(frames)
+    chosen = {name: value for name, value in configs.to_json(options).items() if name not in _NOT_OF_FRAMES}
+    values = {"styles": [str(path) for path in styles], **chosen}
+    with RunFolder.start(options.out.with_suffix(".frames"), "stylize.video", values, resume=options.resume) as folder:
+        optimizer = FrameOptimizer(
+            network, options.perception, options.optim, style, options.temporal_weight, folder.path / "samples", mesh
+        )
+        count = stylize_movie(
+            clip, options.out, optimizer, flow=not options.per_frame,
+            longest_px=options.longest_px, longest_s=options.longest_s,
+        )  # fmt: skip
+    shutil.rmtree(folder.path)
     return f"{count} frames\n{options.out}"
 
 
 def evaluate(options: Evaluate, trained: Trained, folder: RunFolder, say: Callable[[str], None]) -> str:
     """Measures a network; writes evaluation.json, figures and report.html. Returns the main numbers."""
-    network, mesh = vgg.load(trained.config.perception, say), make_mesh()
     out = options.out or folder.path
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, not a folder")
+    clips.check(options.clips)
+    network, mesh = vgg.load(trained.config.perception, say), make_mesh()
     measured = evaluation.Evaluation(options.count, options.size_px, options.iterations, options.style)
     numbers, pictures, protocol = evaluation.evaluate(
         trained, network, images.files(options.photos), measured, mesh, out / "figures", say

@@ -31,6 +31,13 @@ def read_image(path: Path) -> np.ndarray:
     return np.float32(getattr(data, str(path))()) / 127.5 - 1
 
 
+def check_image(path: Path) -> None:
+    """Raises UserError where `read_image` would before it reads the pixels: soon, also for many images."""
+    if path.exists() or str(path) not in BUNDLED:
+        with images.opened(path):
+            pass
+
+
 def squares(paths: Sequence[Path], crop_px: int) -> np.ndarray:
     """Photographs as uint8 [n, s, s, 3] with s = 1.25 crop_px: each gives as many squares as cover it.
 
@@ -65,7 +72,7 @@ def load_styles(paths: Sequence[str], longest_px: int | None) -> list[np.ndarray
     for path in paths:
         image = read_image(Path(path))
         longest = max(image.shape[:2])
-        out.append(images.resize(image, *images.fit_within(*image.shape[:2], min(longest, longest_px or longest))))
+        out.append(images.resize_longest(image, min(longest, longest_px or longest)))
     return out
 
 

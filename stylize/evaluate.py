@@ -104,10 +104,10 @@ def evaluate(
     say: Callable[[str], None],
 ) -> tuple[dict[str, float], list[Picture], str]:
     """Numbers NAME.METRIC (means over photographs, with .sd), pictures, and the protocol."""
+    chosen = [_square(images.read(path), options.size_px) for path in photos[: options.photos]]
     judge = Judge(trained, network, mesh, options.style)
     stylize = Stylizer(trained, mesh)
     mix = stylize.mix([float(i == options.style) for i in range(len(trained.config.styles))])
-    chosen = [_square(images.read(path), options.size_px) for path in photos[: options.photos]]
     say(f"stylising {len(chosen)} photographs of {options.size_px} x {options.size_px} pixels")
     made = [stylize(photo, mix) for photo in chosen]
     rows: dict[str, list[dict[str, float]]] = {}
@@ -147,7 +147,7 @@ def evaluate(
     numbers["network.spectral_peak"] = spectral_peak(made)
     numbers["photograph.spectral_peak"] = spectral_peak(chosen)
     numbers["network.border_contrast"] = border_contrast(made) / border_contrast(chosen)
-    return numbers, pictures, _protocol(trained, network, options)
+    return numbers, pictures, _protocol(trained, network, options, len(chosen))
 
 
 def _optimized(
@@ -217,8 +217,8 @@ def _means(rows: dict[str, list[dict[str, float]]]) -> dict[str, float]:
 def spectral_peak(made: Sequence[np.ndarray]) -> float:
     """How much the mean power spectrum of images [h, w, 3] stands out at the frequencies of upsampling.
 
-    Images are of one size. A checkerboard is a pattern of period 2 or 4 pixels: the power on the lines of frequency 1/2 and 1/4, over that of
-    the lines beside them; the largest of the four ratios. Near 1 where there is none.
+    Images are of one size. A checkerboard is a pattern of period 2 or 4 pixels: the power on the lines of frequency
+    1/2 and 1/4, over that of the lines beside them; the largest of the four ratios. Near 1 where there is none.
     """
     h, w = (n // 4 * 4 for n in made[0].shape[:2])
     power = np.zeros((h, w))
@@ -269,10 +269,10 @@ def _curves(path: Path, traces: np.ndarray, net: np.ndarray, start: str) -> Pict
     )
 
 
-def _protocol(trained: Trained, network: LossNetwork, options: Evaluation) -> str:
+def _protocol(trained: Trained, network: LossNetwork, options: Evaluation, photos: int) -> str:
     perception = trained.config.perception
     return (
-        f"{options.photos} photographs, the squares in their middles at {options.size_px} pixels, style "
+        f"{photos} photographs, the squares in their middles at {options.size_px} pixels, style "
         f"{trained.styles[options.style]}; images rounded to 8 bits. objective: {perception.style_weight:g} style + "
         f"{perception.content_weight:g} content + {perception.tv_weight:g} tv; style: ||G - A||^2 / ||A||^2, mean over "
         f"{', '.join(network.style_layers)}; content: ||F - P||^2 / ||P||^2 at {', '.join(network.content_layers)} "

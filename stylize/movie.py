@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,9 +21,10 @@ from stylize import movies
 from stylize.config import Optimization, Perception
 from stylize.flow import Link, link, warp
 from stylize.loss import Style, content_of
-from stylize.movies import Clip, Frame, Writer
+from stylize.movies import Clip, Frame
 from stylize.optimize import compile_trace
 from stylize.vgg import LossNetwork
+from stylize.writer import Writer
 
 _CHUNK = 20  # iterations in one program
 Stylize = Callable[[np.ndarray, np.ndarray | None, np.ndarray | None], np.ndarray]
@@ -44,8 +46,7 @@ def linked(path: Path, *, longest_px: int | None, flow: bool) -> Iterator[Linked
     def prepared() -> Iterator[Linked]:
         previous: np.ndarray | None = None
         for frame in movies.read(path):
-            h, w = frame.image.shape[:2]
-            small = dataclasses.replace(frame, image=images.resize(frame.image, *images.fit_within(h, w, longest_px)))
+            small = dataclasses.replace(frame, image=images.resize_longest(frame.image, longest_px))
             found = link(previous, small.image) if flow and previous is not None else None
             previous = small.image
             yield Linked(small, found)
@@ -112,7 +113,7 @@ class FrameOptimizer:
         self._params, self._style = place(network.params, mesh), style
         self._mesh, self._count = mesh, 0
         self._content = jax.jit(lambda params, x: content_of(network, params, x))
-        self._run = compile_trace(network, perception, options, mesh, _CHUNK)
+        self._run = functools.cache(lambda count: compile_trace(network, perception, options, mesh, count))
 
     def __call__(self, image: np.ndarray, before: np.ndarray | None, mask: np.ndarray | None) -> np.ndarray:
         path = self._folder / f"{self._count:06d}.png"
@@ -132,7 +133,7 @@ class FrameOptimizer:
             self._mesh,
         )
         iterations = self._options.iterations[0 if self._count == 1 else -1]
-        for _ in range(-(-iterations // _CHUNK)):
-            x = np.asarray(self._run(x, batch)[0])[0]
-        images.write(path, np.clip(x, -1, 1))
+        for done in range(0, iterations, _CHUNK):
+            x = np.asarray(self._run(min(_CHUNK, iterations - done))(x, batch)[0])[0]
+        images.write(path.with_suffix(".partial.png"), np.clip(x, -1, 1)).replace(path)
         return images.read(path)

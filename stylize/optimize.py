@@ -56,9 +56,7 @@ def targets(network: LossNetwork, params: Any, task: Task, size: tuple[int, int]
     """What the images of one scale are compared with, and the content image itself at that size."""
     content = images.resize(task.content, *size)
     longest = max(round(max(size) * task.style_scale), network.stride)
-    styles = [
-        _at_least(images.resize(s, *images.fit_within(*s.shape[:2], longest)), network.stride) for s in task.styles
-    ]
+    styles = [_at_least(images.resize_longest(s, longest), network.stride) for s in task.styles]
     x = jnp.asarray(content)[None]
     if task.masks is None:
         style = everywhere(style_of(network, params, [jnp.asarray(s) for s in styles], task.weights))

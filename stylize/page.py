@@ -64,7 +64,11 @@ def write_image(folder: RunFolder, out: Path, task: Task, result: np.ndarray) ->
     page = Page(f"Style transfer: {out.name}", "The pixels of an image, moved until a network sees the style in them.")
     page.heading("Pictures")
     height = 256
-    shown = [images.resize(x, height, round(x.shape[1] * height / x.shape[0])) for x in (task.content, *task.styles)]
+    widths = [round(x.shape[1] * height / x.shape[0]) for x in (task.content, *task.styles)]
+    shown = [
+        images.resize(x, height, min(max(width, height // 8), 8 * height))  # however thin they are
+        for x, width in zip((task.content, *task.styles), widths, strict=True)
+    ]
     strip = images.write(folder.figures / "inputs.png", np.concatenate(shown, axis=1))
     page.figure(strip, "The photograph, and the style.")
     page.figure(images.write(folder.figures / "result.png", np.float32(result) / 127.5 - 1), "The result.")

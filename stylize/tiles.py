@@ -44,12 +44,12 @@ def margin(network: LossNetwork) -> int:
     return -(-reach // network.stride) * network.stride
 
 
-def grid(height: int, width: int, tile_px: int, network: LossNetwork) -> Grid:
-    """Tiles of an image whose sides are multiples of the network's stride; windows are all of one size."""
+def grid(size: tuple[int, int], tile_px: int, network: LossNetwork) -> Grid:
+    """Tiles of an image [h, w] whose sides are multiples of the network's stride; windows are all of one size."""
     unit, edge = network.stride, margin(network)
     tile = max(tile_px // unit, 1) * unit
     axes = []
-    for length in (height, width):
+    for length in size:
         window = min(tile + 2 * edge, length)
         low = np.arange(0, length, tile)
         high = np.minimum(low + tile, length)
@@ -73,7 +73,7 @@ def objective(network: LossNetwork, options: Perception, mesh: Mesh, tile_px: in
     def loss(x: jax.Array, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         del key
         whole, picture = (_continued(image, network.stride) for image in (x, batch["picture"]))
-        tiles = _spread_out(grid(*whole.shape[1:3], tile_px, network), mesh)
+        tiles = _spread_out(grid(whole.shape[1:3], tile_px, network), mesh)
         features, metrics = _tiled(network, options, mesh, tiles, batch["params"], batch["grams"], whole, picture)
         tv = total_variation(x)
         return features + options.tv_weight * tv, {**metrics, "tv": tv}

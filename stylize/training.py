@@ -10,14 +10,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from lib import images
 from lib.checkpoint import Checkpoints, check_finished, restore_finished
 from lib.data import Beside, Resident
-from lib.run import RunFolder
-from lib.shard import example_keys, fetch, place
+from lib.run import RunFolder, UserError
+from lib.shard import example_keys, fetch, make_mesh, place
 from lib.train import Loss, Metrics, State, fit, init_state, make_step
 from stylize import data
 from stylize.config import Config
@@ -37,7 +38,7 @@ def build_model(config: Config) -> TransferNet:
 def optimizer(config: Config) -> optax.GradientTransformation:
     """Adam; the learning rate up over the warm-up, then down on a cosine."""
     optim = config.optim
-    warmup = round(optim.warmup * optim.steps)
+    warmup = min(round(optim.warmup * optim.steps), optim.steps - 1)
     rate = optax.warmup_cosine_decay_schedule(
         0.0 if warmup else optim.lr, optim.lr, warmup, optim.steps, optim.final_lr * optim.lr
     )
@@ -141,10 +142,46 @@ class Trained:
         return [Path(path).stem for path in self.config.styles]
 
 
-def train(config: Config, network: LossNetwork, folder: RunFolder, mesh: Mesh, say: Callable[[str], None]) -> Trained:
-    """Trains, or goes on; the batch is spread over the mesh."""
-    photos = data.load_photos(Path(config.photos), config.optim.crop_px)
+@dataclasses.dataclass(frozen=True)
+class Materials:
+    """What a network learns from."""
+
+    photos: np.ndarray
+    """uint8 [squares, s, s, 3]"""
+    grams: Arrays
+    """{layer: [styles, c, c]} of the styles"""
+
+
+def load_materials(config: Config, network: LossNetwork) -> Materials:
+    """Raises UserError for unreadable images, no photographs, and styles that are too small for the layers."""
     grams = style_targets(config, network, network.params)
+    return Materials(data.load_photos(Path(config.photos), config.optim.crop_px), grams)
+
+
+def choose_mesh(config: Config, devices: int | None) -> Mesh:
+    """`devices` of them; by default all, or on one host as many as the batch divides over.
+
+    Raises UserError where there are not so many, and where the batch does not divide.
+    """
+    size = config.optim.batch_size
+    if devices is None and jax.process_count() == 1:
+        devices = max(n for n in range(1, jax.device_count() + 1) if size % n == 0)
+    mesh = make_mesh(devices)
+    if size % mesh.size:
+        raise UserError(f"{size} photographs do not divide evenly over {mesh.size} devices: change optim.batch-size")
+    return mesh
+
+
+def train(
+    config: Config,
+    network: LossNetwork,
+    materials: Materials,
+    folder: RunFolder,
+    mesh: Mesh,
+    say: Callable[[str], None],
+) -> Trained:
+    """Trains, or goes on; the batch is spread over the mesh."""
+    photos, grams = materials.photos, materials.grams
     if folder.primary:
         for path in config.styles:  # the run shows what it was trained for, wherever the image goes
             image = data.load_styles([path], 512)[0]

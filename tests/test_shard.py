@@ -13,10 +13,19 @@ from jax.sharding import PartitionSpec as P
 
 from lib.data import FullBatch, Resident
 from lib.run import UserError
-from lib.shard import DATA, compile_step, example_keys, fetch, make_mesh, place, pmean, varying
+from lib.shard import DATA, compile_step, example_keys, fetch, make_mesh, place, pmean, spread_rows, varying
 from lib.train import fit, init_state, make_step
 
-WAYS = [("jit", 1), ("shard_map", 1), ("shard_map", 2), ("shard_map", 4), ("pmap", 1), ("pmap", 2), ("pmap", 4)]
+WAYS = [
+    ("jit", 1),
+    ("jit", 4),
+    ("shard_map", 1),
+    ("shard_map", 2),
+    ("shard_map", 4),
+    ("pmap", 1),
+    ("pmap", 2),
+    ("pmap", 4),
+]
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 3)).astype(np.float32)
@@ -126,9 +135,18 @@ def test_the_state_is_donated(how, devices):
     np.testing.assert_array_equal(new["w"], 2)
 
 
-def test_jit_refuses_a_mesh():
-    with pytest.raises(UserError, match="jit runs on one device, the mesh has 2: use shard_map"):
-        compile_step(lambda s, b: (s, b), make_mesh(2), "jit")
+@pytest.mark.parametrize("height", [8, 7])
+def test_rows_of_one_image_over_devices(height):
+    image, kernel = jnp.arange(height * 5.0).reshape(1, height, 5, 1), jnp.ones((3, 3, 1, 1))
+    mesh, orders = make_mesh(4), ("NHWC", "HWIO", "NHWC")
+
+    def blurred(state, x):
+        y = jax.lax.conv_general_dilated(spread_rows(x, mesh), kernel, (1, 1), "SAME", dimension_numbers=orders)
+        return state, y
+
+    got = compile_step(blurred, mesh, "jit", in_specs=(P(), P()))(jnp.zeros(()), image)[1]
+    np.testing.assert_allclose(got, jax.lax.conv_general_dilated(image, kernel, (1, 1), "SAME",
+                                                                 dimension_numbers=orders))  # fmt: skip
 
 
 @pytest.mark.parametrize("devices", [0, -1, 5])
@@ -172,7 +190,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from lib.shard import DATA, make_mesh, place, start
+from lib.shard import DATA, make_mesh, place, spread_rows, start
 
 start(2)
 from ncsn.model import ncsn_v1

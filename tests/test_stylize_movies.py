@@ -14,6 +14,7 @@ from PIL import Image
 
 from lib.run import UserError
 from stylize import movies
+from stylize.writer import Writer
 
 NTSC = Fraction(30000, 1001)
 FFV1 = {"codec": "ffv1", "pix_fmt": "bgr0"}  # lossless, as png is, which Matroska does not take
@@ -90,7 +91,7 @@ def packets(path, track=0):
 def copied(source, target, count=None):
     """`source` read and written as a command would; also its frames."""
     clip, frames = movies.probe(source), []
-    with movies.Writer(target, clip) as writer:
+    with Writer(target, clip) as writer:
         for frame in movies.read(source):
             if len(frames) == count:
                 break
@@ -138,7 +139,7 @@ def test_round_trip(tmp_path, size, suffix):
 
 
 def test_without_a_source(tmp_path):
-    with movies.Writer(tmp_path / "a:b %03d.mp4", size=(6, 8), frames_per_s=12.5) as writer:
+    with Writer(tmp_path / "a:b %03d.mp4", size=(6, 8), frames_per_s=12.5) as writer:
         for image in scaled(pictures(5, 6, 8)):
             writer.write(image)
     clip = movies.probe(tmp_path / "a:b %03d.mp4")
@@ -148,13 +149,13 @@ def test_without_a_source(tmp_path):
 
 def test_another_size_and_one_frame(tmp_path):
     clip = movies.probe(film(tmp_path / "x.mov", pictures(3, 6, 8)))
-    with movies.Writer(tmp_path / "y.mp4", clip, size=(12, 16)) as writer:
+    with Writer(tmp_path / "y.mp4", clip, size=(12, 16)) as writer:
         with pytest.raises(ValueError, match=r"a frame of shape \(6, 8, 3\) in a movie of 12 x 16"):
             writer.write(np.zeros((6, 8, 3), np.float32))
         writer.write(np.zeros((12, 16, 3), np.float32))
     assert (movies.probe(tmp_path / "y.mp4").width, len(list(movies.read(tmp_path / "y.mp4")))) == (16, 1)
     with pytest.raises(ValueError, match="size and frames_per_s are needed"):
-        movies.Writer(tmp_path / "z.mp4", size=(6, 8))
+        Writer(tmp_path / "z.mp4", size=(6, 8))
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
@@ -175,7 +176,7 @@ def test_times_that_matroska_rounded_are_exact_again(tmp_path):
 
 def test_time_stamps_that_stand_still_are_moved_on(tmp_path):
     clip = movies.probe(film(tmp_path / "x.mov", pictures(3, 6, 8)))
-    with movies.Writer(tmp_path / "y.mp4", clip) as writer:
+    with Writer(tmp_path / "y.mp4", clip) as writer:
         for image in scaled(pictures(4, 6, 8)):
             writer.write(image, Fraction(0))
     times = [frame.time_s for frame in movies.read(tmp_path / "y.mp4")]
@@ -248,7 +249,7 @@ def test_gif(tmp_path):
 
 @pytest.mark.parametrize(("rate", "stamps"), [(NTSC, [0, 3, 7, 10, 13]), (60, [0, 2, 4, 6, 8])])
 def test_gif_holds_hundredths_of_a_second_two_at_least(tmp_path, rate, stamps):
-    with movies.Writer(tmp_path / "x.gif", size=(1, 1), frames_per_s=rate) as writer:
+    with Writer(tmp_path / "x.gif", size=(1, 1), frames_per_s=rate) as writer:
         for _ in range(5):  # frames that are alike stay frames
             writer.write(np.zeros((1, 1, 3), np.float32))
     assert [frame.time_s * 100 for frame in movies.read(tmp_path / "x.gif")] == stamps
@@ -256,7 +257,7 @@ def test_gif_holds_hundredths_of_a_second_two_at_least(tmp_path, rate, stamps):
 
 def test_gif_of_few_colours_is_exact(tmp_path):
     colours = np.uint8([[[255, 0, 0], [0, 0, 255]], [[0, 0, 0], [255, 255, 255]]]).repeat(8, 0).repeat(8, 1)
-    with movies.Writer(tmp_path / "x.gif", size=(16, 16), frames_per_s=10) as writer:
+    with Writer(tmp_path / "x.gif", size=(16, 16), frames_per_s=10) as writer:
         for turns in range(4):
             writer.write(scaled(np.rot90(colours, turns)))
     for turns, frame in enumerate(movies.read(tmp_path / "x.gif")):
@@ -295,7 +296,7 @@ def test_colours_survive_and_are_tagged(tmp_path, matrix, size):
     colours = [[200, 30, 60], [20, 220, 90], [30, 60, 250], [128, 128, 128], [255, 255, 255], [0, 0, 0]]
     clip = movies.probe(film(tmp_path / "x.mov", pictures(1, *size)))
     clip = dataclasses.replace(clip, colour=(matrix, 2, 2))
-    with movies.Writer(tmp_path / "y.mp4", clip) as writer:
+    with Writer(tmp_path / "y.mp4", clip) as writer:
         for colour in colours:
             writer.write(np.broadcast_to(scaled(colour), (*size, 3)))
     for colour, frame in zip(colours, movies.read(tmp_path / "y.mp4"), strict=True):
@@ -361,7 +362,7 @@ def test_cut_off(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.mkv", "x.gif"])
 def test_damaged_bytes_never_give_a_traceback(tmp_path, name):
-    with movies.Writer(tmp_path / name, size=(16, 16), frames_per_s=25) as writer:
+    with Writer(tmp_path / name, size=(16, 16), frames_per_s=25) as writer:
         for image in scaled(pictures(4, 16, 16)):
             writer.write(image)
     whole = (tmp_path / name).read_bytes()
@@ -381,7 +382,7 @@ def test_after_an_exception_the_older_file_is_left_and_nothing_else(tmp_path, su
     target = tmp_path / f"x{suffix}"
     target.write_text("older")
     with pytest.raises(KeyError):  # noqa: PT012, SIM117
-        with movies.Writer(target, size=(6, 8), frames_per_s=25) as writer:
+        with Writer(target, size=(6, 8), frames_per_s=25) as writer:
             for image in scaled(pictures(60, 6, 8)):
                 writer.write(image)
             assert names(tmp_path) == [target.name, f"{target.name}.partial"]
@@ -389,7 +390,7 @@ def test_after_an_exception_the_older_file_is_left_and_nothing_else(tmp_path, su
     assert names(tmp_path) == [target.name] and target.read_text() == "older"
     with (
         pytest.raises(UserError, match="there was no frame to write"),
-        movies.Writer(target, size=(6, 8), frames_per_s=25),
+        Writer(target, size=(6, 8), frames_per_s=25),
     ):
         pass
     assert names(tmp_path) == [target.name] and target.read_text() == "older"
@@ -408,13 +409,13 @@ def test_after_an_exception_the_older_file_is_left_and_nothing_else(tmp_path, su
 def test_where_nothing_can_be_written(tmp_path, name, message):
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(UserError, match=message):
-        movies.Writer(tmp_path / name, size=(6, 8), frames_per_s=25)
+        Writer(tmp_path / name, size=(6, 8), frames_per_s=25)
 
 
 def test_too_large_to_be_encoded(tmp_path):
     with (
         pytest.raises(UserError, match=r"x.mp4: frames of 20000 x 2 px cannot be encoded: choose a smaller size"),
-        movies.Writer(tmp_path / "x.mp4", size=(2, 20000), frames_per_s=25),
+        Writer(tmp_path / "x.mp4", size=(2, 20000), frames_per_s=25),
     ):
         pass
     assert names(tmp_path) == []
@@ -424,7 +425,7 @@ def test_too_large_to_be_encoded(tmp_path):
 def test_full_disk(tiny_disk, suffix):
     noise = np.float32(np.random.default_rng(0).choice([-1, 1], (384, 512, 3)))
     with pytest.raises(OSError, match="No space left on device") as error:  # noqa: PT012, SIM117
-        with movies.Writer(tiny_disk / f"x{suffix}", size=(384, 512), frames_per_s=25) as writer:
+        with Writer(tiny_disk / f"x{suffix}", size=(384, 512), frames_per_s=25) as writer:
             for i in range(20):
                 writer.write(np.roll(noise, 37 * i, 1))
     assert error.value.errno == errno.ENOSPC and str(tiny_disk) in error.value.filename
@@ -438,7 +439,7 @@ def test_real_clips(data_folder, tmp_path):
     source = data_folder / "video" / "bigbuckbunny.mp4"
     clip = movies.probe(source)
     assert (clip.width, clip.height, clip.frames, clip.has_audio) == (1280, 720, 132, True)
-    with movies.Writer(tmp_path / "x.mp4", clip, size=(72, 128)) as writer:
+    with Writer(tmp_path / "x.mp4", clip, size=(72, 128)) as writer:
         for frame, _ in zip(movies.read(source), range(10), strict=False):
             writer.write(frame.image[::10, ::10], frame.time_s, frame.duration_s)
     part = packets(tmp_path / "x.mp4")

@@ -59,7 +59,7 @@ def test_the_objective_and_its_gradient_are_those_of_the_whole_image(height, wid
 
 
 def test_every_pixel_is_counted_once():
-    found = tiles.grid(72, 100 // 4 * 4, 16, NETWORK)
+    found = tiles.grid((72, 100), 16, NETWORK)
     count = np.zeros((72, 100), int)
     for (top, left), ((a, b), (c, d)) in zip(found.starts, found.parts, strict=True):
         assert top >= 0 and left >= 0 and top + found.window_px[0] <= 72 and left + found.window_px[1] <= 100
