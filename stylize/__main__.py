@@ -1,8 +1,9 @@
-"""python -m stylize image|train|apply|video|evaluate: the command line of style transfer."""
+"""python -m stylize image|train|apply|video|evaluate|serve: the command line of style transfer."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ HELP = f"""usage: python -m stylize COMMAND ...
   video RUN CLIP --out MP4|GIF          stylise a movie; its sound is kept
   video STYLE CLIP --optimize --out MP4 the same by optimisation of every frame; slow
   evaluate RUN --photos DIR             measure a trained network on photographs, and on --clips
+  serve RUN...                          a page in the browser where photographs are stylised
 
 presets of train: {", ".join(PRESETS)}
 
@@ -165,6 +167,26 @@ class Evaluate:
             raise UserError("count and iterations must be at least 1, size-px 32, style 0")
 
 
+@dataclass(frozen=True)
+class Serve:
+    """Stylise photographs on a page in the browser."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """folders of trained networks"""
+    port: int = 7860
+    host: str = "127.0.0.1"
+    """address to listen at: by default this machine alone; 0.0.0.0 lets in whoever reaches it"""
+    longest_px: int = 1024
+    """longest side of results; smaller photographs keep their size"""
+    perception: Perception = _PERCEPTION
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535:
+            raise UserError("port must be between 1 and 65535")
+        if self.longest_px < 32:
+            raise UserError("longest-px must be at least 32")
+
+
 def _check_strength(weights: tuple[float, ...], strength: float) -> None:
     if not 0 <= strength <= 3:
         raise UserError("strength must be between 0 and 3")
@@ -268,6 +290,19 @@ def evaluate(args: Sequence[str]) -> None:
     _say(commands.evaluate(options, training.open_run(config, folder), folder, _say))
 
 
+def serve(args: Sequence[str]) -> None:
+    options = configs.parse(Serve(tyro.MISSING), args, "python -m stylize serve RUN...")
+    if not options.runs:
+        raise UserError("python -m stylize serve needs the folder of a run")
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("the app needs gradio: pip install -e '.[app]'")
+    runs = [_opened(str(path)) for path in options.runs]
+    _start()
+    from stylize import app
+
+    app.serve(options, runs, _say)
+
+
 def _check_kept(out: Path, sources: Sequence[Path]) -> None:
     if out.resolve() in {source.resolve() for source in sources}:
         raise UserError(f"{out} is one of the images: choose another --out")
@@ -301,7 +336,7 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-COMMANDS = {"image": image, "train": train, "apply": apply, "video": video, "evaluate": evaluate}
+COMMANDS = {"image": image, "train": train, "apply": apply, "video": video, "evaluate": evaluate, "serve": serve}
 
 
 def main(args: Sequence[str]) -> None:

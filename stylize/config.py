@@ -37,7 +37,7 @@ class Perception:
     """e.g. relu1_1 relu2_1 (default: relu1_1 to relu5_1, as deep as the weights reach)"""
     content_layers: tuple[str, ...] = ()
     """e.g. relu4_2 (default: that one, or the deepest but one that the weights reach)"""
-    style_weight: float = 10.0
+    style_weight: float = 50.0
     content_weight: float = 1.0
     tv_weight: float = 0.0
     """of the mean squared difference of neighbouring pixels"""
@@ -153,7 +153,7 @@ class Config:
         )
 
 
-_SMALL = Config(network=Network(width=16), optim=Optim(steps=5000, batch_size=2, crop_px=192, lr=2e-3))
+_SMALL = Config(network=Network(width=16), optim=Optim(steps=4000, batch_size=2, crop_px=192, lr=2e-3))
 
 PRESETS: dict[str, Config] = {
     # Two hours on two cores; the released networks of Johnson et al. with instance normalisation are as narrow.

@@ -125,11 +125,10 @@ def evaluate(
     spent_s = _seconds(lambda: stylize(chosen[0], mix))
     numbers["network.seconds"] = spent_s
     pictures = [_contact_sheet(chosen, made, out)]
+    run = compile_trace(network, trained.config.perception, Optimization(), mesh, options.iterations)
     for start in ("noise", "content"):
         say(f"{options.iterations} iterations of L-BFGS from {start} on each")
-        traces, optimized, each_s, evaluations = _optimized(
-            trained, judge, chosen, start, options.iterations, mesh, say
-        )
+        traces, optimized, each_s, evaluations = _optimized(run, judge, chosen, start, mesh, say)
         equal = np.array([_reached(trace, value) for trace, value in zip(traces, net, strict=True)])
         numbers |= {
             f"lbfgs_{start}.equal_iterations": float(np.mean(np.minimum(equal, options.iterations))),
@@ -151,16 +150,14 @@ def evaluate(
 
 
 def _optimized(
-    trained: Trained,
+    run: Callable[[np.ndarray, Any], tuple[jax.Array, jax.Array, jax.Array]],
     judge: Judge,
     photos: Sequence[np.ndarray],
     start: str,
-    iterations: int,
     mesh: Mesh,
     say: Callable[[str], None],
 ) -> tuple[np.ndarray, list[np.ndarray], float, float]:
     """(objective [photos, iterations + 1], results, median seconds of a run, mean evaluations of a run)."""
-    run = compile_trace(judge.network, trained.config.perception, Optimization(), mesh, iterations)
     traces, results, seconds, evaluations = [], [], [], []
     for k, photo in enumerate(photos):
         batch = place({"params": judge.params, "style": judge.style, "content": judge.content(photo)}, mesh)
