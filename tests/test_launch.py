@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-WHICH = "import os, sys, time, signal; i = os.environ['GRADIENT_FIELDS_PROCESS']; "
+# Lines are written in one piece: the launcher's processes share a stream, and a print is two writes.
+WHICH = (
+    "import os, sys, time, signal; i = os.environ['GRADIENT_FIELDS_PROCESS']; "
+    "say = lambda *words: sys.stdout.write(' '.join(map(str, words)) + '\\n'); "
+)
 
 # Training that depends on everything a second process could spoil: the order of the batches, the split of a
 # batch, the random numbers of its examples, the mean of the gradients.
@@ -139,8 +143,8 @@ def test_exit_code_is_that_of_the_failing_process(expected):
 
 def test_failure_takes_the_others_down():
     source = (
-        "stop = lambda *_: (print('asked', flush=True), sys.exit(0)); signal.signal(signal.SIGTERM, stop); "
-        "print('ready', os.getpid()); (time.sleep(1), sys.exit(7)) if i == '1' else time.sleep(60)"
+        "stop = lambda *_: (say('asked'), sys.exit(0)); signal.signal(signal.SIGTERM, stop); "
+        "say('ready', os.getpid()); (time.sleep(1), sys.exit(7)) if i == '1' else time.sleep(60)"
     )
     launcher = launch_python(source)
     pids = [int(line.split()[-1]) for line in lines_until(launcher, "ready", 2)]
@@ -161,8 +165,8 @@ def test_a_process_that_ignores_sigterm_is_killed_after_the_grace_period():
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_signals_reach_every_process_once(number, expected):
     source = (
-        f"save = lambda *_: (print('saved', flush=True), sys.exit({expected})); "
-        f"signal.signal({number:d}, save); print('ready'); time.sleep(60)"
+        f"save = lambda *_: (say('saved'), sys.exit({expected})); "
+        f"signal.signal({number:d}, save); say('ready'); time.sleep(60)"
     )
     launcher = launch_python(source, processes=3)
     lines_until(launcher, "ready", 3)
@@ -179,7 +183,7 @@ def test_death_by_signal_is_128_plus_its_number():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal")
 def test_kill_9_of_the_launcher_leaves_no_orphans():
-    launcher = launch_python("print('ready', os.getpid()); time.sleep(60)")
+    launcher = launch_python("say('ready', os.getpid()); time.sleep(60)")
     pids = [int(line.split()[-1]) for line in lines_until(launcher, "ready", 2)]
     launcher.kill()
     finish(launcher)

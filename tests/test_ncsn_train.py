@@ -108,8 +108,10 @@ def test_facts_are_those_of_the_data(digits):
 def test_the_ladder_of_v2_comes_from_the_data(digits):
     known = data.facts(digits)
     sigmas = experiment.ladder(PRESETS["digits_v2"], known)
-    assert sigmas[0] == pytest.approx(known.largest_distance, rel=1e-5) and sigmas[-1] == pytest.approx(0.01, rel=1e-5)
-    assert overlap(float(sigmas[0] / sigmas[1]), 64) == pytest.approx(OVERLAP, abs=0.02)  # levels are whole numbers
+    ends = known.largest_distance, PRESETS["digits_v2"].noise.sigma_min
+    assert (sigmas[0], sigmas[-1]) == pytest.approx(ends, rel=1e-5)
+    fewer, more = ((ends[0] / ends[1]) ** (1 / (len(sigmas) - 1 + change)) for change in (-1, 1))
+    assert overlap(fewer, 64) < OVERLAP < overlap(more, 64)  # levels are whole numbers
 
 
 def test_a_folder_of_images_is_cropped_and_split(tmp_path):
