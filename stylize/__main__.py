@@ -141,6 +141,10 @@ class Video:
             raise UserError("longest-s must be positive")
         if not 0 <= self.temporal_weight < float("inf"):
             raise UserError("temporal-weight must not be negative")
+        if self.optim.tile_px is not None:
+            raise UserError(
+                "optim.tile-px is for images: frames are optimised at once, --longest-px makes them smaller"
+            )
 
 
 @dataclass(frozen=True)
@@ -241,21 +245,25 @@ def train(args: Sequence[str]) -> None:
 
 
 def apply(args: Sequence[str]) -> None:
+    usage = "python -m stylize apply RUN IMAGE..."
+    _show_help(args, Apply(tyro.MISSING), usage)
     folder, config, rest = _trained_run(args, "apply")
-    options = configs.parse(Apply(tyro.MISSING), rest, "python -m stylize apply RUN IMAGE...")
+    options = configs.parse(Apply(tyro.MISSING), rest, usage)
     if not options.images:
         raise UserError("which images? python -m stylize apply RUN IMAGE...")
     check_out(options.out, *_IMAGES, "")
     _start()
-    from stylize import commands, training
+    from stylize import commands
 
-    _say(commands.apply(options, training.open_run(config, folder), _say))
+    _say(commands.apply(options, config, folder, _say))
 
 
 def video(args: Sequence[str]) -> None:
+    usage = "python -m stylize video RUN CLIP"
+    _show_help(args, Video(tyro.MISSING), usage)
     if not args or args[0].startswith("-"):
         raise UserError("python -m stylize video needs the folder of a run, or a style image with --optimize")
-    options = configs.parse(Video(tyro.MISSING), args[1:], "python -m stylize video RUN CLIP")
+    options = configs.parse(Video(tyro.MISSING), args[1:], usage)
     from stylize import movies
 
     clip = movies.probe(options.clip)
@@ -269,25 +277,27 @@ def video(args: Sequence[str]) -> None:
         )
     folder, config = _opened(args[0]) if is_run else (None, None)
     _start()
-    from stylize import commands, training
+    from stylize import commands
 
     if options.optimize:
         style = [Path(path) for path in config.styles] if config else [Path(args[0])]
         _say(commands.optimized_video(options, clip, style, _say))
     else:
         assert folder is not None and config is not None
-        _say(commands.video(options, clip, training.open_run(config, folder)))
+        _say(commands.video(options, clip, config, folder))
 
 
 def evaluate(args: Sequence[str]) -> None:
+    usage = "python -m stylize evaluate RUN"
+    _show_help(args, Evaluate(tyro.MISSING), usage)
     folder, config, rest = _trained_run(args, "evaluate")
-    options = configs.parse(Evaluate(tyro.MISSING), rest, "python -m stylize evaluate RUN")
+    options = configs.parse(Evaluate(tyro.MISSING), rest, usage)
     if options.style >= len(config.styles):
         raise UserError(f"style {options.style}: the network has {len(config.styles)}, counted from 0")
     _start()
-    from stylize import commands, training
+    from stylize import commands
 
-    _say(commands.evaluate(options, training.open_run(config, folder), folder, _say))
+    _say(commands.evaluate(options, config, folder, _say))
 
 
 def serve(args: Sequence[str]) -> None:
@@ -312,6 +322,12 @@ def _positional(args: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words before the first option, and the rest."""
     at = next((i for i, word in enumerate(args) if word.startswith("-")), len(args))
     return list(args[:at]), list(args[at:])
+
+
+def _show_help(args: Sequence[str], options: object, usage: str) -> None:
+    """Ends with the help where that is asked for in the place of the run folder."""
+    if args and args[0] in ("-h", "--help"):
+        configs.parse(options, args, usage)
 
 
 def _trained_run(args: Sequence[str], name: str) -> tuple[RunFolder, Config, list[str]]:

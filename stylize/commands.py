@@ -16,14 +16,14 @@ from lib import config as configs
 from lib import images
 from lib.run import RunFolder, UserError
 from lib.shard import make_mesh
-from stylize import clips, color, data, page, vgg
+from stylize import clips, color, data, page, training, vgg
 from stylize import evaluate as evaluation
 from stylize.apply import Stylizer
+from stylize.config import Config
 from stylize.loss import everywhere, style_of
 from stylize.movie import FrameOptimizer, stylize_movie
 from stylize.movies import Clip
-from stylize.optimize import Task, optimize
-from stylize.training import Trained
+from stylize.optimize import Task, optimize, tile_side
 from stylize.vgg import LossNetwork
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def prepared(options: Image, say: Callable[[str], None]) -> tuple[Task, LossNetw
     """The images and the loss network of a command. Raises UserError as both do, and where they do not fit together."""
     task, network = task_of(options), vgg.load(options.perception, say)
     _check_size(network, *task.content.shape[:2])
+    if options.masks and tile_side(options.optim, task.content.shape[:2]):
+        raise UserError("regions are not possible in tiles: choose a smaller --longest-px, and no --optim.tile-px")
     return task, network
 
 
@@ -82,12 +84,12 @@ def image(options: Image, task: Task, network: LossNetwork, folder: RunFolder, s
     return f"{options.out}\n{folder.path / 'report.html'} (previews and checkpoints beside it)"
 
 
-def apply(options: Apply, trained: Trained, say: Callable[[str], None]) -> str:
-    """Stylises all images; returns where they are."""
+def apply(options: Apply, config: Config, folder: RunFolder, say: Callable[[str], None]) -> str:
+    """Stylises all images with the network in a run folder; returns where they are."""
     pairs = outputs(options.images, options.out)
     for source, _ in pairs:
         data.check_image(source)
-    mix, stylize = _network(options, trained)
+    mix, stylize = _network(options, config, folder)
     for source, target in tqdm(pairs, unit="image", disable=None if len(pairs) > 1 else True, leave=False):
         images.write(target, stylize(data.read_image(source), mix))
     say(f"{len(pairs)} image{'s' if len(pairs) > 1 else ''}")
@@ -116,10 +118,10 @@ def outputs(sources: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def video(options: Video, clip: Clip, trained: Trained) -> str:
+def video(options: Video, clip: Clip, config: Config, folder: RunFolder) -> str:
     """Stylises a clip with a network; with a memory, each frame after the one before. Returns where it is."""
-    mix, stylize = _network(options, trained)
-    memory = trained.config.network.memory and not options.per_frame
+    mix, stylize = _network(options, config, folder)
+    memory = config.network.memory and not options.per_frame
     count = stylize_movie(
         clip,
         options.out,
@@ -157,17 +159,17 @@ def optimized_video(options: Video, clip: Clip, styles: Sequence[Path], say: Cal
     return f"{count} frames\n{options.out}"
 
 
-def evaluate(options: Evaluate, trained: Trained, folder: RunFolder, say: Callable[[str], None]) -> str:
+def evaluate(options: Evaluate, config: Config, folder: RunFolder, say: Callable[[str], None]) -> str:
     """Measures a network; writes evaluation.json, figures and report.html. Returns the main numbers."""
     out = options.out or folder.path
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, not a folder")
+    photos = images.files(options.photos)
     clips.check(options.clips)
-    network, mesh = vgg.load(trained.config.perception, say), make_mesh()
+    trained = training.open_run(config, folder)
+    network, mesh = vgg.load(config.perception, say), make_mesh()
     measured = evaluation.Evaluation(options.count, options.size_px, options.iterations, options.style)
-    numbers, pictures, protocol = evaluation.evaluate(
-        trained, network, images.files(options.photos), measured, mesh, out / "figures", say
-    )
+    numbers, pictures, protocol = evaluation.evaluate(trained, network, photos, measured, mesh, out / "figures", say)
     for path in options.clips:
         found, more, text = clips.evaluate(path, trained, network, mesh, options.style, out / "figures", say)
         numbers |= found
@@ -176,9 +178,9 @@ def evaluate(options: Evaluate, trained: Trained, folder: RunFolder, say: Callab
     return page.write(trained, folder, out, numbers, pictures, protocol)
 
 
-def _network(options: Apply | Video, trained: Trained) -> tuple[jax.Array, Stylizer]:
-    count = len(trained.config.styles)
-    if options.weights and len(options.weights) != count:
-        raise UserError(f"{len(options.weights)} weights for {count} styles: {', '.join(trained.styles)}")
-    stylize = Stylizer(trained, make_mesh())
+def _network(options: Apply | Video, config: Config, folder: RunFolder) -> tuple[jax.Array, Stylizer]:
+    if options.weights and len(options.weights) != len(config.styles):
+        names = ", ".join(Path(path).stem for path in config.styles)
+        raise UserError(f"{len(options.weights)} weights for {len(config.styles)} styles: {names}")
+    stylize = Stylizer(training.open_run(config, folder), make_mesh())
     return stylize.mix(list(options.weights) or None, options.strength), stylize

@@ -66,12 +66,15 @@ class Optimization:
     """lbfgs: pairs of steps and gradients that are remembered"""
     start: Literal["content", "noise"] = "content"
     """what the first scale begins with, unless an image is given"""
+    tile_px: int | None = None
+    """side of the tiles that a scale is computed in, by Adam (default: 1024 for scales of more than 4 megapixels)"""
 
     def __post_init__(self) -> None:
         _require(bool(self.iterations) and min(self.iterations) >= 1, "optim.iterations must be positive")
         _require(self.smallest_px >= 16, "optim.smallest_px must be at least 16")
         _positive("optim.lr", self.lr)
         _require(self.memory >= 1, "optim.memory must be at least 1")
+        _require(self.tile_px is None or self.tile_px >= 64, "optim.tile_px must be at least 64")
 
 
 @dataclass(frozen=True)

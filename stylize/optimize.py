@@ -19,11 +19,13 @@ from lib.data import FullBatch
 from lib.run import RunFolder, UserError
 from lib.shard import compile_step, fetch, place, spread_rows
 from lib.train import Loss, Metrics, State, Step, fit, init_state, make_step
+from stylize import tiles
 from stylize.config import Optimization, Perception
-from stylize.loss import Content, Style, content_of, everywhere, perceptual_loss, regions, style_of
+from stylize.loss import content_of, everywhere, perceptual_loss, regions, style_of
 from stylize.vgg import LossNetwork
 
 _PREVIEW_EVERY = 50
+_TILE_PX, _AT_ONCE_PX, _LARGEST_STYLE_PX = 1024, 2**22, 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +54,25 @@ def scales(height: int, width: int, smallest_px: int) -> list[tuple[int, int]]:
     return sizes[::-1]
 
 
-def targets(network: LossNetwork, params: Any, task: Task, size: tuple[int, int]) -> tuple[Style, Content, np.ndarray]:
-    """What the images of one scale are compared with, and the content image itself at that size."""
+def tile_side(options: Optimization, size: tuple[int, int]) -> int | None:
+    """Of the tiles that a scale of this size is computed in; none where it is computed at once."""
+    return options.tile_px or (_TILE_PX if size[0] * size[1] > _AT_ONCE_PX else None)
+
+
+def targets(network: LossNetwork, params: Any, task: Task, size: tuple[int, int], *, tiled: bool) -> Any:
+    """What the images of one scale are compared with: the batch of `objective`, or of `tiles.objective`.
+
+    Raises UserError for regions in tiles.
+    """
     content = images.resize(task.content, *size)
-    longest = max(round(max(size) * task.style_scale), network.stride)
+    longest = min(max(round(max(size) * task.style_scale), network.stride), _LARGEST_STYLE_PX)
     styles = [_at_least(images.resize_longest(s, longest), network.stride) for s in task.styles]
     x = jnp.asarray(content)[None]
+    if tiled:
+        if task.masks is not None:
+            raise UserError("regions are not possible in tiles: choose a smaller --longest-px")
+        grams = style_of(network, params, [jnp.asarray(s) for s in styles], task.weights)
+        return {"params": params, "grams": grams, "picture": x}
     if task.masks is None:
         style = everywhere(style_of(network, params, [jnp.asarray(s) for s in styles], task.weights))
     else:
@@ -67,7 +82,7 @@ def targets(network: LossNetwork, params: Any, task: Task, size: tuple[int, int]
             [jnp.asarray(np.maximum(images.resize(mask[..., None], *size)[..., 0], 0)) for mask in task.masks]
         )
         style = regions(grams, masks, {layer: s.shape[1:3] for layer, s in shapes.items()})
-    return style, content_of(network, params, x), content
+    return {"params": params, "style": style, "content": content_of(network, params, x)}
 
 
 def _at_least(image: np.ndarray, least_px: int) -> np.ndarray:
@@ -99,7 +114,7 @@ def objective(network: LossNetwork, options: Perception, mesh: Mesh) -> Loss:
 
 def transformation(options: Optimization) -> optax.GradientTransformationExtraArgs:
     """The optimiser of pixels."""
-    if options.optimizer == "lbfgs":
+    if options.optimizer == "lbfgs" and options.tile_px is None:
         return optax.lbfgs(memory_size=options.memory)
     # The second moment of pixels that hardly matter is tiny: a larger epsilon keeps them from drifting to grey.
     return optax.with_extra_args_support(optax.adam(options.lr, b1=0.9, b2=0.99, eps=1e-6))
@@ -142,9 +157,11 @@ def adam_step(loss: Loss, tx: optax.GradientTransformationExtraArgs) -> Step:
 
 
 def build_step(network: LossNetwork, perception: Perception, options: Optimization, mesh: Mesh) -> Step:
-    """One iteration of the optimiser that the options name."""
-    loss, tx = objective(network, perception, mesh), transformation(options)
-    return (lbfgs_step if options.optimizer == "lbfgs" else adam_step)(loss, tx)
+    """One iteration of the optimiser that the options name; in tiles of Adam, which remembers less than L-BFGS."""
+    tx = transformation(options)
+    if options.tile_px is not None:
+        return adam_step(tiles.objective(network, perception, mesh, options.tile_px), tx)
+    return (lbfgs_step if options.optimizer == "lbfgs" else adam_step)(objective(network, perception, mesh), tx)
 
 
 def optimize(
@@ -171,13 +188,14 @@ def optimize(
     x: np.ndarray | None = task.start
     for k, size in enumerate(sizes):
         steps = options.iterations[min(k, len(options.iterations) - 1)]
-        style, content, picture = targets(network, params, task, size)
+        here = dataclasses.replace(options, tile_px=tile_side(options, size))
+        batch = targets(network, params, task, size, tiled=here.tile_px is not None)
         if x is None:
-            x = picture if options.start == "content" else noise(seed, size)
-        name = f"{max(size)}px"
-        say(f"{size[1]} x {size[0]} pixels: {steps} iterations of {options.optimizer}")
-        batch = {"params": params, "style": style, "content": content}
-        x = _scale(network, perception, options, images.resize(x, *size), batch, folder, mesh, name, steps, seed)
+            x = task.content if options.start == "content" else noise(seed, size)
+        how = f"adam, in tiles of {here.tile_px} pixels" if here.tile_px else options.optimizer
+        say(f"{size[1]} x {size[0]} pixels: {steps} iterations of {how}")
+        name, start = f"{max(size)}px", images.resize(x, *size)
+        x = _scale(network, perception, here, start, batch, folder, mesh, name, steps, seed)
     assert x is not None
     return x
 

@@ -85,7 +85,7 @@ def build_loss(config: Config, network: LossNetwork) -> Loss:
             "style": jnp.mean((1 - plain) * style),
             "content": jnp.mean(content),
             "identity": jnp.mean(plain * jnp.mean((y - x) ** 2, (1, 2, 3))),
-            "tv": total_variation(y) / y.shape[0],
+            "tv": total_variation(y),
         }
         total = (
             options.style_weight * terms["style"]

@@ -1,6 +1,10 @@
 """A tiny loss network and tiny images, shared by the tests of stylize."""
 
+import contextlib
+
+import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from lib.features import vgg
 from stylize.vgg import LossNetwork
@@ -35,3 +39,16 @@ def tiny_vgg(seed=0):
 
 def tiny_network(style=("relu1_1", "relu2_1", "relu3_1"), content=("relu3_1",)):
     return LossNetwork(tiny_vgg(), "0" * 64, tuple(style), tuple(content), "average")
+
+
+@contextlib.contextmanager
+def compiled_once(folder):
+    """Inside, programs that several runs have in common are compiled once, as at the command line (lib.shard.start)."""
+    options = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.2}
+    before = {name: getattr(jax.config, name) for name in options}
+    for chosen in (options, before):
+        for name, value in chosen.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if chosen is options:
+            yield

@@ -52,6 +52,16 @@ def test_coarse_to_fine(tmp_path):
     assert counts == {"16px": 3, "32px": 2, "64px": 2}
 
 
+def test_in_tiles_as_at_once(tmp_path):
+    task = Task(smooth(0, 48, 64), [STYLE], [1.0])
+    whole, _ = run(tmp_path / "whole", Optimization("adam", iterations=(3,)), task)
+    tiled, _ = run(tmp_path / "tiled", Optimization(iterations=(3,), tile_px=64), task)
+    np.testing.assert_allclose(tiled, whole, atol=1e-3)
+    masks = np.ones((1, 48, 64), np.float32)
+    with pytest.raises(UserError, match="regions are not possible in tiles"):
+        run(tmp_path / "masks", Optimization(tile_px=64), Task(task.content, [STYLE], [1.0], masks))
+
+
 def test_several_styles_by_weight_and_by_region(tmp_path):
     options = Optimization(iterations=(2,))
     left = np.zeros((24, 36), np.float32)

@@ -15,7 +15,7 @@ from typing import Any
 from lib.config import parse
 from lib.run import UserError, command, read_json, write_text
 
-BENCHMARKS = ("convolution", "hnn", "ncsn", "inception")
+BENCHMARKS = ("convolution", "hnn", "ncsn", "inception", "stylize")
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def page(results: dict[str, Any]) -> str:
             *_hnn(results["hnn"]["tasks"]),
             *_ncsn(results["ncsn"]),
             *_inception(results["inception"]),
+            *_stylize(results["stylize"]),
         ]
     )
 
@@ -178,6 +179,57 @@ def _inception(r: dict[str, Any]) -> list[str]:
         f"| {name} | {v['median_per_s']:.2f} | {ours / v['median_per_s']:.2f} |" for name, v in r["variants"].items()
     ]
     return [*lines, ""]
+
+
+OPTIMIZERS = {"lbfgs": "L-BFGS", "adam": "Adam"}
+
+
+def _stylize(r: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Style transfer",
+        "",
+        "One image through the feed-forward network, beside fast_neural_style of PyTorch's examples with the same "
+        f"weights; the rows of the image spread over {r['cores']} CPU devices, PyTorch with {r['cores']} threads, the "
+        "faster of contiguous and channels_last. First calls include compilation; peak memory is that of a process "
+        "with this variant alone.",
+        "",
+        "| channels | size, px | ours, images/s | PyTorch | ratio | first call, s | peak memory, MiB | PyTorch |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    problems = r["problems"].values()
+    for p in (p for p in problems if p["problem"]["kind"] == "network"):
+        lines.append(_stylize_row([str(p["problem"]["width"]), str(p["problem"]["size_px"])], p))
+    lines += [
+        "",
+        "Optimisation of pixels: value and gradient of Gatys' objective within L-BFGS (PyTorch's searches along no "
+        "line, so evaluations are counted) and Adam, all iterations as one program:",
+        "",
+        "| optimiser | size, px | layers to | ours, evaluations/s | PyTorch | ratio | first run, s | memory, MiB | "
+        "PyTorch |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for p in (p for p in problems if p["problem"]["kind"] in OPTIMIZERS):
+        recipe = p["problem"]
+        lines.append(_stylize_row([OPTIMIZERS[recipe["kind"]], str(recipe["size_px"]), recipe["layers"][-1]], p))
+    if r["large"]:
+        size = r["large"]["tiles"]["problem"]["size_px"]
+        gib = {kind: f"{found['peak_gib']:.1f} GiB" for kind, found in r["large"].items()}
+        lines += [
+            "",
+            f"Peak memory at {size} x {size} pixels: {gib['tiles']} for a step of Adam in tiles of "
+            f"{r['large']['tiles']['problem']['tile_px']}, {gib['network']} for the network of "
+            f"{r['large']['network']['problem']['width']} channels.",
+        ]
+    return [*lines, ""]
+
+
+def _stylize_row(first: list[str], p: dict[str, Any]) -> str:
+    variants = p["variants"]
+    ours = variants["ours"]
+    theirs = min((v for name, v in variants.items() if name != "ours"), key=lambda v: v["median_s"])
+    rates = [f"{ours['per_s']:.2f}", f"{theirs['per_s']:.2f}", f"{p['ratio']:.2f}"]
+    costs = [f"{ours['first_s']:.1f}", f"{ours['peak_mib']:.0f}", f"{theirs['peak_mib']:.0f}"]
+    return "| " + " | ".join([*first, *rates, *costs]) + " |"
 
 
 if __name__ == "__main__":
