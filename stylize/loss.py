@@ -30,7 +30,16 @@ def gram(features: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         features = features * mask[:, :, None]
         size = jnp.maximum(jnp.sum(mask * mask), 1e-6)
     rows = features.reshape(b, h * w, c)
-    return jnp.einsum("bnc,bnd->bcd", rows, rows) / (size * c)
+    return _products(rows) / (size * c)
+
+
+@jax.custom_vjp
+def _products(rows: jax.Array) -> jax.Array:
+    """[b, n, c] -> [b, c, c]. Its gradient by itself would be two products, one of them with a transposed copy."""
+    return jnp.einsum("bnc,bnd->bcd", rows, rows)
+
+
+_products.defvjp(lambda rows: (_products(rows), rows), lambda rows, g: (rows @ (g + g.mT),))
 
 
 def total_variation(x: jax.Array) -> jax.Array:

@@ -66,9 +66,13 @@ class Norm(nn.Module):
         return centred * gain[:, None, None] + bias[:, None, None]
 
     def _mean(self, x: jax.Array) -> jax.Array:
-        """[b, h, w, c] -> [b, c], as a matrix product: faster on the CPU than a reduction over leading axes."""
+        """[b, h, w, c] -> [b, c]: over rows as a matrix product, faster on the CPU than a reduction; then over columns.
+
+        One sum over all pixels would lose digits: 2e-4 of an image of a million.
+        """
         b, h, w, c = x.shape
-        mean = (jnp.full((1, h * w), 1 / (h * w), x.dtype) @ x.reshape(b, h * w, c))[:, 0]
+        columns = (jnp.full((1, h), 1 / h, x.dtype) @ x.reshape(b, h, w * c)).reshape(b, w, c)
+        mean = jnp.mean(columns, axis=1)
         return mean if self.rows is None else jax.lax.pmean(mean, self.rows.axis)
 
 

@@ -135,8 +135,15 @@ def test_the_page_of_ratios():
         "parameters": 12345, "count": 64, "evaluations": 35, "chain_per_evaluations": 0.97,
         "chain_per_compiled_evaluations": 1.01,
     }  # fmt: skip
+    seconds = {"per_s": 2.0, "median_s": 0.5, "first_s": 4.0, "peak_mib": 256.0}
+    network = {
+        "problem": {"kind": "network", "width": 16, "size_px": 256},
+        "variants": {"ours": seconds, "torch contiguous": seconds | {"per_s": 1.6}},
+        "ratio": 1.25,
+    }
     text = page(
         {
+            "stylize": {"cores": 2, "problems": {"network": network}, "large": {}},
             "ncsn": {"cores": 2, "problems": {"unet": problem}},
             "convolution": {"variants": variants, "steps_per_round": 8, "cores": 2},
             "inception": {"variants": features, "batch": 32, "cores": 2},
@@ -149,6 +156,7 @@ def test_the_page_of_ratios():
     )
     assert "| torch contiguous | 600 | 1.20 |" in text
     assert "| torch channels_last | 6.00 | 1.50 |" in text
+    assert "| 16 | 256 | 2.00 | 1.60 | 1.25 | 4.0 | 256 | 256 |" in text
     assert "| spring | hnn | 400 | 100 | 4.00 | 160 | 2.50 |" in text
     assert "| spring | 0.500 | 0.100 | 9.00 | 18.0 |" in text
     assert "| EDM's U-Net, Heun's method | torch contiguous | 20.0 | 1.50 | 6.0 | 512 |" in text
