@@ -120,6 +120,22 @@ def transformation(options: Optimization) -> optax.GradientTransformationExtraAr
     return optax.with_extra_args_support(optax.adam(options.lr, b1=0.9, b2=0.99, eps=1e-6))
 
 
+def visible(loss: Loss) -> Loss:
+    """`loss` of the pixels as a file shows them, between black and white, and a little for what is beyond.
+
+    Without it the optimiser hides much of the style where nobody can see it: at 192 pixels the objective of the saved
+    image is 1.0 after 60 iterations, with it 0.7. Johnson et al. (2016, section 4.1) clip after each iteration instead,
+    which the line search does not see.
+    """
+
+    def clipped(x: jax.Array, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        shown = jnp.clip(x, -1, 1)
+        total, terms = loss(shown, batch, key)
+        return total + jnp.mean((x - shown) ** 2), terms
+
+    return clipped
+
+
 def lbfgs_step(loss: Loss, tx: optax.GradientTransformationExtraArgs) -> Step:
     """One iteration: a direction, and a line search that evaluates the objective until it has fallen enough.
 
@@ -161,7 +177,8 @@ def build_step(network: LossNetwork, perception: Perception, options: Optimizati
     tx = transformation(options)
     if options.tile_px is not None:
         return adam_step(tiles.objective(network, perception, mesh, options.tile_px), tx)
-    return (lbfgs_step if options.optimizer == "lbfgs" else adam_step)(objective(network, perception, mesh), tx)
+    loss = objective(network, perception, mesh)
+    return lbfgs_step(visible(loss), tx) if options.optimizer == "lbfgs" else adam_step(loss, tx)
 
 
 def optimize(
@@ -258,7 +275,7 @@ def compile_trace(
             return state, (metrics["loss"], metrics["evaluations"])
 
         state, (values, evaluations) = jax.lax.scan(one, init_state(x, tx, jax.random.key(0)), None, length=iterations)
-        last = objective(network, perception, mesh)(state.params, batch, state.key)[0]
+        last = visible(objective(network, perception, mesh))(state.params, batch, state.key)[0]
         return (), (state.params, jnp.append(values, last), evaluations)
 
     compiled = compile_step(lambda nothing, x, batch: chain(x, batch), mesh, "jit", in_specs=(P(), P(), P()))
