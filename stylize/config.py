@@ -103,9 +103,6 @@ class Optim:
 
     steps: int = 2000
     """updates"""
-    copy_steps: int = 500
-    """updates before these, of a network that learns to leave photographs as they are: without the loss network such
-    steps are cheap, and style transfer then begins with all of the content"""
     batch_size: int = 4
     """photographs per step"""
     crop_px: int = 256
@@ -123,7 +120,6 @@ class Optim:
 
     def __post_init__(self) -> None:
         _require(self.steps >= 1 and self.batch_size >= 1, "optim: steps and batch_size must be at least 1")
-        _require(self.copy_steps >= 0, "optim.copy_steps must not be negative")
         _require(self.crop_px >= 32 and self.crop_px % 4 == 0, "optim.crop_px must be a multiple of 4, 32 or more")
         _positive("optim.lr", self.lr)
         _require(0 <= self.final_lr <= 1, "optim.final_lr must be between 0 and 1, a fraction of lr")
@@ -172,6 +168,6 @@ PRESETS: dict[str, Config] = {
     "full": Config(optim=Optim(steps=40_000)),
     "paper": Config(
         network=Network(upsampling="transposed"),
-        optim=Optim(steps=40_000, copy_steps=0, final_lr=1.0, warmup=0.0, identity=0.0),
+        optim=Optim(steps=40_000, final_lr=1.0, warmup=0.0, identity=0.0),
     ),
 }

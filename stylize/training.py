@@ -16,12 +16,12 @@ from jax.sharding import Mesh
 
 from lib import images
 from lib.checkpoint import Checkpoints, check_finished, restore_finished
-from lib.data import Beside, Resident, Source
+from lib.data import Beside, Resident
 from lib.run import RunFolder, UserError
 from lib.shard import example_keys, fetch, make_mesh, place
 from lib.train import Loss, Metrics, State, fit, init_state, make_step
 from stylize import data
-from stylize.config import Config, Optim
+from stylize.config import Config
 from stylize.loss import Arrays, content_losses, content_of, gram, gram_distance, style_of, total_variation
 from stylize.model import TransferNet
 from stylize.vgg import LossNetwork
@@ -35,11 +35,12 @@ def build_model(config: Config) -> TransferNet:
     return TransferNet(config.network, len(config.styles) + 1)
 
 
-def optimizer(optim: Optim, steps: int) -> optax.GradientTransformation:
+def optimizer(config: Config) -> optax.GradientTransformation:
     """Adam; the learning rate up over the warm-up, then down on a cosine."""
-    warmup = min(round(optim.warmup * steps), steps - 1)
+    optim = config.optim
+    warmup = min(round(optim.warmup * optim.steps), optim.steps - 1)
     rate = optax.warmup_cosine_decay_schedule(
-        0.0 if warmup else optim.lr, optim.lr, warmup, steps, optim.final_lr * optim.lr
+        0.0 if warmup else optim.lr, optim.lr, warmup, optim.steps, optim.final_lr * optim.lr
     )
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
@@ -49,23 +50,7 @@ def start_state(config: Config) -> State:
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     blank, mix = jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, len(config.styles) + 1))
     params = jax.jit(build_model(config).init)(init_key, blank, mix)["params"]
-    return init_state(params, optimizer(config.optim, config.optim.steps), step_key)
-
-
-def copy_loss(config: Config) -> Loss:
-    """`loss(params, batch, key)` with batch {"image": uint8 [b, s, s, 3]}: squared error of photographs as they are,
-    whatever the style.
-    """
-    model, styles = build_model(config), len(config.styles) + 1
-
-    def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        keys = jax.vmap(jax.random.split)(example_keys(key, batch["image"].shape[0]))
-        x = jax.vmap(functools.partial(data.crop, size=config.optim.crop_px))(batch["image"], keys[:, 0])
-        mix = jax.nn.one_hot(jax.vmap(lambda k: jax.random.randint(k, (), 0, styles))(keys[:, 1]), styles)
-        error = jnp.mean((model.apply({"params": params}, x, mix) - x) ** 2)
-        return error, {"identity": error}
-
-    return loss
+    return init_state(params, optimizer(config), step_key)
 
 
 def build_loss(config: Config, network: LossNetwork) -> Loss:
@@ -201,37 +186,30 @@ def train(
         for path in config.styles:  # the run shows what it was trained for, wherever the image goes
             image = data.load_styles([path], 512)[0]
             images.write(folder.path / "styles" / f"{Path(path).stem}.png", image)
-    state = place(start_state(config), mesh)
-    count = sum(x.size for x in jax.tree.leaves(state.params))
-    squares = Resident({"image": photos}, config.optim.batch_size, config.seed)
-
-    def stage(name: str, state: State, loss: Loss, source: Source, steps: int) -> State:
-        """Trains `steps` of one objective, from `state` or its newest checkpoint."""
-        with Checkpoints(folder.checkpoints / name) as checkpoints:
-            resumed = checkpoints.restore(state)
-            done = 0 if resumed is None else int(resumed.step)
-            if done < steps:
-                begin = f", from step {done}" if done else ""
-                say(f"{name}: {count:,} parameters, {len(photos)} squares of photographs, {len(config.styles)} "
-                    f"style{'s' if len(config.styles) > 1 else ''}, {steps:,} steps{begin}")  # fmt: skip
-            return fit(
-                state if resumed is None else resumed,
-                make_step(loss, optimizer(config.optim, steps)),
-                source,
-                steps=steps,
-                mesh=mesh,
-                steps_per_call=_STEPS_PER_CALL,
-                checkpoints=checkpoints,
-                checkpoint_every=config.checkpoint_every,
-                log=folder.logger(name, done),
-                progress=name,
-            )
-
-    if config.optim.copy_steps:
-        copied = stage("copy", state, copy_loss(config), squares, config.optim.copy_steps)
-        state = dataclasses.replace(place(start_state(config), mesh), params=copied.params)
-    both = Beside(squares, {"vgg": network.params, "grams": grams})
-    state = stage(NAME, state, build_loss(config, network), both, config.optim.steps)
+    with Checkpoints(folder.checkpoints / NAME) as checkpoints:
+        fresh = place(start_state(config), mesh)
+        state = checkpoints.restore(fresh)
+        done = 0 if state is None else int(state.step)
+        if done < config.optim.steps:
+            count = sum(x.size for x in jax.tree.leaves(fresh.params))
+            begin = f", from step {done}" if done else ""
+            say(f"training: {count:,} parameters, {len(photos)} squares of photographs, {len(config.styles)} "
+                f"style{'s' if len(config.styles) > 1 else ''}, {config.optim.steps:,} steps{begin}")  # fmt: skip
+        state = fit(
+            fresh if state is None else state,
+            make_step(build_loss(config, network), optimizer(config)),
+            Beside(
+                Resident({"image": photos}, config.optim.batch_size, config.seed),
+                {"vgg": network.params, "grams": grams},
+            ),
+            steps=config.optim.steps,
+            mesh=mesh,
+            steps_per_call=_STEPS_PER_CALL,
+            checkpoints=checkpoints,
+            checkpoint_every=config.checkpoint_every,
+            log=folder.logger(NAME, done),
+            progress=NAME,
+        )
     return Trained(config, fetch(state.params))
 
 
