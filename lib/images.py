@@ -169,10 +169,11 @@ def _as_image(pixels: np.ndarray) -> Image.Image:
 
 
 def write(path: Path, image: np.ndarray) -> Path:
-    """Writes one image [h, w, 1 | 3] in [-1, 1]; the file's ending gives the format."""
+    """Writes one image [h, w, 1 | 3] in [-1, 1], all of it or nothing; the file's ending gives the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _as_image(to_uint8(image)).save(path)
-    return path
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    _as_image(to_uint8(image)).save(partial)
+    return partial.replace(path)
 
 
 def grid(images: np.ndarray, *, columns: int | None = None, gap_px: int = 2, least_height_px: int = 48) -> np.ndarray:

@@ -180,7 +180,7 @@ def evaluate(options: Evaluate, config: Config, folder: RunFolder, say: Callable
 
 def _network(options: Apply | Video, config: Config, folder: RunFolder) -> tuple[jax.Array, Stylizer]:
     if options.weights and len(options.weights) != len(config.styles):
-        names = ", ".join(Path(path).stem for path in config.styles)
+        names = ", ".join(training.style_names(config))
         raise UserError(f"{len(options.weights)} weights for {len(config.styles)} styles: {names}")
     stylize = Stylizer(training.open_run(config, folder), make_mesh())
     return stylize.mix(list(options.weights) or None, options.strength), stylize

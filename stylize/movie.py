@@ -135,5 +135,4 @@ class FrameOptimizer:
         iterations = self._options.iterations[0 if self._count == 1 else -1]
         for done in range(0, iterations, _CHUNK):
             x = np.asarray(self._run(min(_CHUNK, iterations - done))(x, batch)[0])[0]
-        images.write(path.with_suffix(".partial.png"), np.clip(x, -1, 1)).replace(path)
-        return images.read(path)
+        return images.read(images.write(path, x))

@@ -130,6 +130,13 @@ def style_targets(config: Config, network: LossNetwork, params: Any) -> Arrays:
     return {layer: jnp.stack([g[layer] for g in each]) for layer in network.style_layers}
 
 
+def style_names(config: Config) -> list[str]:
+    """The names of the style images without their endings; numbered where two are the same."""
+    stems = [Path(path).stem for path in config.styles]
+    counts = [stems[: k + 1].count(stem) for k, stem in enumerate(stems)]
+    return [stem if n == 1 else f"{stem}-{n}" for stem, n in zip(stems, counts, strict=True)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Trained:
     """A network that stylises."""
@@ -139,7 +146,7 @@ class Trained:
 
     @property
     def styles(self) -> list[str]:
-        return [Path(path).stem for path in self.config.styles]
+        return style_names(self.config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,9 +190,9 @@ def train(
     """Trains, or goes on; the batch is spread over the mesh."""
     photos, grams = materials.photos, materials.grams
     if folder.primary:
-        for path in config.styles:  # the run shows what it was trained for, wherever the image goes
-            image = data.load_styles([path], 512)[0]
-            images.write(folder.path / "styles" / f"{Path(path).stem}.png", image)
+        # The run shows what it was trained for, wherever the images go.
+        for name, image in zip(style_names(config), data.load_styles(config.styles, 512), strict=True):
+            images.write(folder.path / "styles" / f"{name}.png", image)
     with Checkpoints(folder.checkpoints / NAME) as checkpoints:
         fresh = place(start_state(config), mesh)
         state = checkpoints.restore(fresh)

@@ -67,9 +67,10 @@ def load(options: Perception, say: Callable[[str], None] = lambda text: None) ->
     style = options.style_layers or _default_style(found)
     content = options.content_layers or (_default_content(found),)
     network = LossNetwork(found.params, found.weights_sha256, style, content, options.pooling)
+    possible = [layer for layer in found.layers if not layer.startswith("pool")]
     for layer in network.layers:
-        if layer not in found.layers:
-            raise UserError(f"the weights have no layer {layer!r}; there are {', '.join(found.layers)}")
+        if layer not in possible:
+            raise UserError(f"the weights have no layer {layer!r} to compare; there are {', '.join(possible)}")
     return network
 
 
