@@ -3,7 +3,7 @@
 A step is written once. Its means go through `pmean`, its random numbers through `example_keys`; both find out while
 tracing whether they run inside a mesh axis. `compile_step` then makes the step run under `jit` (one device),
 `shard_map` (a mesh over any number of hosts) or `pmap` (one host). What has no batch to spread, such as one large
-image, runs under `jit` on a mesh and says by `spread_rows` what XLA is to divide.
+image, runs under `jit` on a mesh and says by `spread_pixels` what XLA is to divide.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def compile_step(
 
     `in_specs` and `out_specs` are prefix trees of PartitionSpecs, as for `jax.shard_map`. The three ways give the
     same result up to the order of floating-point sums. Under `jit` no axis is bound: on more than one device XLA itself
-    divides the work, from the specs and `spread_rows` (GSPMD). `pmap` takes the devices of one host.
+    divides the work, from the specs and `spread_pixels` (GSPMD). `pmap` takes the devices of one host.
     """
     if how == "jit":
         if mesh.size == 1:
@@ -161,14 +161,16 @@ def compile_step(
     return _compile_pmap(fn, mesh, in_specs, out_specs)
 
 
-def spread_rows(x: jax.Array, mesh: Mesh) -> jax.Array:
-    """Images [b, h, w, c] with their rows divided over the devices, inside a program that `jit` compiled for the mesh.
+def spread_pixels(x: jax.Array, mesh: Mesh) -> jax.Array:
+    """Images [b, h, w, c] with their rows divided over the devices, or their columns where these divide and rows do not.
 
-    XLA then exchanges the borders that convolutions need. An image whose height does not divide is left to XLA.
+    Inside a program that `jit` compiled for the mesh: XLA then exchanges the borders that convolutions need. An image
+    of which neither divides is left to XLA.
     """
-    if mesh.size == 1 or x.shape[1] % mesh.size:
+    axis = next((axis for axis in (1, 2) if x.shape[axis] % mesh.size == 0), None)
+    if mesh.size == 1 or axis is None:
         return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, DATA)))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*[None] * axis, DATA)))
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool] | None:

@@ -17,7 +17,7 @@ from lib import images
 from lib.checkpoint import Checkpoints
 from lib.data import FullBatch
 from lib.run import RunFolder, UserError
-from lib.shard import compile_step, fetch, place, spread_rows
+from lib.shard import compile_step, fetch, place, spread_pixels
 from lib.train import Loss, Metrics, State, Step, fit, init_state, make_step
 from stylize import tiles
 from stylize.config import Optimization, Perception
@@ -102,7 +102,7 @@ def objective(network: LossNetwork, options: Perception, mesh: Mesh) -> Loss:
     def loss(x: jax.Array, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         del key
         total, terms = perceptual_loss(
-            network, options, batch["params"], spread_rows(x, mesh), batch["style"], batch["content"]
+            network, options, batch["params"], spread_pixels(x, mesh), batch["style"], batch["content"]
         )
         if "before" not in batch:
             return total, terms

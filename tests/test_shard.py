@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from lib.data import FullBatch, Resident
 from lib.run import UserError
-from lib.shard import DATA, compile_step, example_keys, fetch, make_mesh, place, pmean, spread_rows, varying
+from lib.shard import DATA, compile_step, example_keys, fetch, make_mesh, place, pmean, spread_pixels, varying
 from lib.train import fit, init_state, make_step
 
 WAYS = [
@@ -135,13 +135,13 @@ def test_the_state_is_donated(how, devices):
     np.testing.assert_array_equal(new["w"], 2)
 
 
-@pytest.mark.parametrize("height", [8, 7])
-def test_rows_of_one_image_over_devices(height):
-    image, kernel = jnp.arange(height * 5.0).reshape(1, height, 5, 1), jnp.ones((3, 3, 1, 1))
+@pytest.mark.parametrize("height, width", [(8, 5), (7, 8), (7, 5)])
+def test_one_image_over_devices(height, width):
+    image, kernel = jnp.arange(height * float(width)).reshape(1, height, width, 1), jnp.ones((3, 3, 1, 1))
     mesh, orders = make_mesh(4), ("NHWC", "HWIO", "NHWC")
 
     def blurred(state, x):
-        y = jax.lax.conv_general_dilated(spread_rows(x, mesh), kernel, (1, 1), "SAME", dimension_numbers=orders)
+        y = jax.lax.conv_general_dilated(spread_pixels(x, mesh), kernel, (1, 1), "SAME", dimension_numbers=orders)
         return state, y
 
     got = compile_step(blurred, mesh, "jit", in_specs=(P(), P()))(jnp.zeros(()), image)[1]
@@ -190,7 +190,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from lib.shard import DATA, make_mesh, place, spread_rows, start
+from lib.shard import DATA, make_mesh, place, spread_pixels, start
 
 start(2)
 from ncsn.model import ncsn_v1
