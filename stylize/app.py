@@ -314,8 +314,6 @@ def page(gr: Any, studio: Studio, folder: Path) -> Any:
             result = studio(photo, style, own, strength, tell)
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
-        except Exception as error:
-            raise gr.Error("this did not work: the terminal of the server says why") from error
         shutil.rmtree(latest, ignore_errors=True)  # gradio has copied what was there
         path = str(images.write(latest / result.name, result.image))
         return path, gr.DownloadButton(value=path, interactive=True), result.caption
