@@ -110,8 +110,9 @@ def test_the_ladder_of_v2_comes_from_the_data(digits):
     sigmas = experiment.ladder(PRESETS["digits_v2"], known)
     ends = known.largest_distance, PRESETS["digits_v2"].noise.sigma_min
     assert (sigmas[0], sigmas[-1]) == pytest.approx(ends, rel=1e-5)
-    fewer, more = ((ends[0] / ends[1]) ** (1 / (len(sigmas) - 1 + change)) for change in (-1, 1))
-    assert overlap(fewer, 64) < OVERLAP < overlap(more, 64)  # levels are whole numbers
+    # The number of levels is the whole number that is nearest to what the overlap asks for.
+    wider, closer = ((ends[0] / ends[1]) ** (1 / (len(sigmas) - 1 + change)) for change in (-0.5, 0.5))
+    assert overlap(wider, 64) < OVERLAP < overlap(closer, 64)
 
 
 def test_a_folder_of_images_is_cropped_and_split(tmp_path):
