@@ -261,8 +261,6 @@ def test_a_classifier_is_loaded_like_other_weights(tmp_path, monkeypatch):
 
 
 def test_embedded_weights_have_textures_to_tell_apart():
-    if not (classifier.FOLDER / f"{vgg.EMBEDDED}.safetensors").exists():
-        pytest.skip("cifar10_vgg is not trained yet")
     net = vgg.load_embedded()
     assert net.layers == vgg.layer_names(9)
     found = vgg.apply(net.params, pixels(40, 48), ["relu1_1", "relu4_2"], pooling=net.pooling)
