@@ -162,7 +162,7 @@ def compile_step(
 
 
 def spread_pixels(x: jax.Array, mesh: Mesh) -> jax.Array:
-    """Images [b, h, w, c] with their rows divided over the devices, or their columns where these divide and rows do not.
+    """Images [b, h, w, c] with their rows divided over the devices, or their columns where only these divide.
 
     Inside a program that `jit` compiled for the mesh: XLA then exchanges the borders that convolutions need. An image
     of which neither divides is left to XLA.

@@ -135,7 +135,7 @@ def test_the_state_is_donated(how, devices):
     np.testing.assert_array_equal(new["w"], 2)
 
 
-@pytest.mark.parametrize("height, width", [(8, 5), (7, 8), (7, 5)])
+@pytest.mark.parametrize(("height", "width"), [(8, 5), (7, 8), (7, 5)])
 def test_one_image_over_devices(height, width):
     image, kernel = jnp.arange(height * float(width)).reshape(1, height, width, 1), jnp.ones((3, 3, 1, 1))
     mesh, orders = make_mesh(4), ("NHWC", "HWIO", "NHWC")
