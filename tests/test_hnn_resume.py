@@ -131,7 +131,9 @@ def test_kills_do_not_change_a_bit(study):
     assert len(json.loads((run / "environment.json").read_text())) == 3
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_signals_save_and_the_run_goes_on(study, number, code):
     run = study.folder / number.name
     process = study.start(run)

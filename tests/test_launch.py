@@ -190,9 +190,11 @@ def test_kill_9_of_the_launcher_leaves_no_orphans():
     assert wait_until_gone(pids)
 
 
-def test_grandchildren_end_with_their_process():
-    shell = "sleep 60 & echo pid $!; exit 3"
-    launcher = launch("sh", "-c", shell)
+def test_grandchildren_end_with_their_process(tmp_path):
+    both_said = (
+        f"touch {tmp_path}/$GRADIENT_FIELDS_PROCESS; until [ -e {tmp_path}/0 -a -e {tmp_path}/1 ]; do sleep .1; done"
+    )
+    launcher = launch("sh", "-c", f"sleep 60 & echo pid $!; {both_said}; exit 3")
     pids = [int(line.split()[-1]) for line in lines_until(launcher, "pid", 2)]
     code, _, _ = finish(launcher)
     assert code == 3

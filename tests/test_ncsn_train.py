@@ -72,6 +72,7 @@ def test_points_from_training_to_report_and_resumed_to_the_bit(call):
     assert first.keys() and len(first) == len(second)
 
 
+@pytest.mark.slow
 def test_images_from_training_to_report(call):
     out = call(DIGITS)
     numbers = json.loads(Path("R/evaluation.json").read_text())

@@ -147,7 +147,10 @@ def test_networks_use_the_style_and_the_strength_that_were_chosen(desk):
     assert np.abs(wave - night).max() > 0.01
 
 
-@pytest.mark.parametrize(("optimizer", "iterations", "smallest_px"), [("lbfgs", (3,), 64), ("adam", (3, 2), 16)])
+@pytest.mark.parametrize(
+    ("optimizer", "iterations", "smallest_px"),
+    [pytest.param("lbfgs", (3,), 64, marks=pytest.mark.slow), ("adam", (3, 2), 16)],
+)
 def test_an_own_style_is_optimised_as_by_the_command(desk, tmp_path, optimizer, iterations, smallest_px):
     options, steps, seen = Optimization(optimizer, iterations, smallest_px), sum(iterations), []
     studio = app.Studio([], NETWORK, Perception(), longest_px=64, options=options, mesh=make_mesh(2))
