@@ -191,7 +191,11 @@ PROCESSES = [
 ]
 
 
-@pytest.mark.parametrize(("line", "message"), PROCESSES, ids=[line for line, _ in PROCESSES])
+# Every fifth is fast.
+_PARAMS = [pytest.param(*case, id=case[0], marks=pytest.mark.slow if k % 5 else ()) for k, case in enumerate(PROCESSES)]
+
+
+@pytest.mark.parametrize(("line", "message"), _PARAMS)
 def test_refused_by_a_process(desk, line, message):
     before = contents(desk)
     code, out, err, spent_s = hnn_process(*line.split(), cwd=desk)
@@ -268,6 +272,7 @@ def here(desk, monkeypatch, in_process):
 
 
 CALLS = [
+    *PROCESSES,
     # As above
     ("train spring --derivative.steps many", "--derivative.steps"),
     ("train --system moon", "unknown system 'moon'"),
