@@ -34,7 +34,7 @@ class Perception:
     weights: str | None = None
     """file of VGG weights (default: the cache, the data folder, or the small network that is part of the package)"""
     style_layers: tuple[str, ...] = ()
-    """e.g. relu1_1 relu2_1 (default: relu1_1 to relu5_1, as deep as the weights reach)"""
+    """e.g. relu1_1 relu2_1, or pixels (default: relu1_1 to relu5_1, as deep as the weights reach)"""
     content_layers: tuple[str, ...] = ()
     """e.g. relu4_2 (default: that one, or the deepest but one that the weights reach)"""
     style_weight: float = 50.0

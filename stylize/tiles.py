@@ -116,6 +116,9 @@ def _tiled(
     xs = (jnp.asarray(tiles.starts), jnp.asarray(tiles.parts))
     over_tiles = NamedSharding(mesh, P(DATA))
 
+    def places(layer: str) -> int:
+        return (h // network.scale(layer)) * (w // network.scale(layer))
+
     def windows(image: jax.Array, starts: jax.Array) -> jax.Array:
         cut = jax.vmap(
             lambda s: jax.lax.dynamic_slice(image[0], (s[0], s[1], jnp.zeros_like(s[0])), (*tiles.window_px, 3))
@@ -128,7 +131,7 @@ def _tiled(
         wanted = network.features(params, pictures, network.content_layers)
         products, errors, squares = {}, {}, {}
         for layer, f in found.items():
-            counted = _counted(f.shape, parts, 2 ** (int(layer[4]) - 1))
+            counted = _counted(f.shape, parts, network.scale(layer))
             if layer in network.style_layers:
                 rows = (f * counted).reshape(-1, f.shape[-1])
                 products[layer] = rows.T @ rows
@@ -140,11 +143,10 @@ def _tiled(
     def loss_of(products: Arrays, errors: Arrays, squares: Arrays) -> tuple[jax.Array, Metrics]:
         style, content = [], []
         for layer in network.style_layers:
-            size = _places(layer, h, w) * grams[layer].shape[-1]
+            size = places(layer) * grams[layer].shape[-1]
             style.append(gram_distance(products[layer] / size, grams[layer], relative=relative))
         for layer in network.content_layers:
-            channels = params[layer.replace("relu", "conv")]["bias"].shape[0]
-            size = jnp.maximum(squares[layer], 1e-6) if relative else _places(layer, h, w) * channels
+            size = jnp.maximum(squares[layer], 1e-6) if relative else places(layer) * network.channels(layer)
             content.append(errors[layer] / size)
         terms = {"style": jnp.mean(jnp.stack(style)), "content": jnp.mean(jnp.stack(content))}
         return options.style_weight * terms["style"] + options.content_weight * terms["content"], terms
@@ -188,11 +190,6 @@ def _tiled(
 
     value.defvjp(forward, backward)
     return value(whole)
-
-
-def _places(layer: str, height: int, width: int) -> int:
-    stride = 2 ** (int(layer[4]) - 1)
-    return (height // stride) * (width // stride)
 
 
 def _counted(shape: tuple[int, ...], parts: jax.Array, stride: int) -> jax.Array:

@@ -17,6 +17,8 @@ from stylize.config import Perception
 
 _STYLE = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")  # of Gatys et al.
 _CONTENT = "relu4_2"
+PIXELS = "pixels"
+"""the image itself, from black 0 to white 1: its Gram matrix is what the colours have in common"""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class LossNetwork:
 
     def features(self, params: Any, x: jax.Array, layers: tuple[str, ...]) -> dict[str, jax.Array]:
         """{layer: [b, h', w', c]} of images [b, h, w, 3] in [-1, 1]; `params` are these or a copy of them."""
-        return vgg.apply(params, x, layers, pooling=self.pooling)
+        deeper = tuple(layer for layer in layers if layer != PIXELS)
+        found = vgg.apply(params, x, deeper, pooling=self.pooling) if deeper else {}
+        return {**found, PIXELS: (x + 1) / 2} if PIXELS in layers else found
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -40,12 +44,21 @@ class LossNetwork:
     def up_to(self, layers: tuple[str, ...]) -> list[str]:
         """Everything that is computed for these layers, in order."""
         names = vgg.available(self.params)
-        return names[: 1 + max(names.index(layer) for layer in layers)]
+        return names[: 1 + max((names.index(layer) for layer in layers if layer != PIXELS), default=-1)]
+
+    @staticmethod
+    def scale(layer: str) -> int:
+        """Pixels per value of a layer."""
+        return 1 if layer == PIXELS else 2 ** (int(layer[4]) - 1)
+
+    def channels(self, layer: str) -> int:
+        """Of a layer."""
+        return 3 if layer == PIXELS else self.params[layer.replace("relu", "conv")]["bias"].shape[0]
 
     @property
     def stride(self) -> int:
         """Pixels per value of the deepest layer: images must be at least as high and wide."""
-        return 2 ** (max(int(layer[4]) for layer in self.layers) - 1)
+        return max(map(self.scale, self.layers))
 
 
 def load(options: Perception, say: Callable[[str], None] = lambda text: None) -> LossNetwork:
@@ -67,7 +80,7 @@ def load(options: Perception, say: Callable[[str], None] = lambda text: None) ->
     style = options.style_layers or _default_style(found)
     content = options.content_layers or (_default_content(found),)
     network = LossNetwork(found.params, found.weights_sha256, style, content, options.pooling)
-    possible = [layer for layer in found.layers if not layer.startswith("pool")]
+    possible = [PIXELS, *(layer for layer in found.layers if not layer.startswith("pool"))]
     for layer in network.layers:
         if layer not in possible:
             raise UserError(f"the weights have no layer {layer!r} to compare; there are {', '.join(possible)}")
@@ -75,10 +88,15 @@ def load(options: Perception, say: Callable[[str], None] = lambda text: None) ->
 
 
 def _default_style(found: VGG) -> tuple[str, ...]:
-    """The published ones that there are, and in their deepest block the last one too where blocks are missing."""
+    """The published ones that there are, and in their deepest block the last one too where blocks are missing.
+
+    A network as small as that of the package knows edges but hardly any colours: there the pixels count too.
+    """
     style = [layer for layer in _STYLE if layer in found.layers]
     last = _relus(found)[-1]
-    return tuple(style if len(style) == len(_STYLE) or last in style else [*style, last])
+    if len(style) < len(_STYLE) and last not in style:
+        style.append(last)
+    return (PIXELS, *style) if found.layers == vgg.layer_names(9) else tuple(style)
 
 
 def _default_content(found: VGG) -> str:

@@ -69,7 +69,7 @@ def test_runs_are_timed_and_told(recorded):
         # One at the start of L-BFGS, and at least one in every search along a line.
         assert first["evaluations"] >= 4 if recipe["kind"] == "lbfgs" else first["evaluations"] == 3
         assert 0 < first["value"] < record["value"] and record["gradient"].shape == file["start"].shape == (16, 16, 3)
-        assert set(recipe["layers"]) >= {*recipe["style_layers"], *recipe["content_layers"]}
+        assert {*recipe["layers"], "pixels"} >= {*recipe["style_layers"], *recipe["content_layers"]}
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -11,7 +11,7 @@ from stylize.config import Perception
 from stylize.loss import content_of, everywhere, style_of
 from tests.stylize_cases import smooth, tiny_network
 
-NETWORK = tiny_network(("relu1_1", "relu2_1", "relu3_1"), ("relu2_2", "relu3_1"))
+NETWORK = tiny_network(("pixels", "relu1_1", "relu2_1", "relu3_1"), ("pixels", "relu2_2", "relu3_1"))
 
 
 @pytest.fixture(autouse=True)

@@ -150,7 +150,8 @@ class Gatys:
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
         """Of the layers that are compared."""
-        x, found = (x - self.mean).contiguous(memory_format=self.format), {}
+        found = {"pixels": (x + 1) / 2}
+        x = (x - self.mean).contiguous(memory_format=self.format)
         compared = {*self.problem["style_layers"], *self.problem["content_layers"]}
         for name, layer in self.net.items():
             x = layer(x)
