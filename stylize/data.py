@@ -13,6 +13,7 @@ from lib import images
 from lib.run import UserError
 
 _MARGIN = 1.25  # squares are this much larger than the crops that are cut out of them
+_LONGEST_SHAPE = 8  # sides of photographs: what is longer is left out
 
 
 BUNDLED = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "rocket")
@@ -41,11 +42,14 @@ def check_image(path: Path) -> None:
 def squares(paths: Sequence[Path], crop_px: int) -> np.ndarray:
     """Photographs as uint8 [n, s, s, 3] with s = 1.25 crop_px: each gives as many squares as cover it.
 
-    The shorter side is resized to s; squares lie evenly along the longer one. Raises UserError for unreadable files.
+    The shorter side is resized to s; squares lie evenly along the longer one, of which at most eight are taken. Raises
+    UserError for unreadable files.
     """
     side, out = round(_MARGIN * crop_px), []
     for path in paths:
         image = images.read(path)
+        least = min(image.shape[:2])
+        image = image[: _LONGEST_SHAPE * least, : _LONGEST_SHAPE * least]
         h, w = image.shape[:2]
         scale = side / min(h, w)
         image = images.resize(image, max(side, round(h * scale)), max(side, round(w * scale)))

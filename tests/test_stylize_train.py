@@ -206,6 +206,8 @@ def test_squares_cover_the_photograph(tmp_path):
         np.testing.assert_array_equal(square, images.to_uint8(tall[top : top + 40]))
     small = images.write(tmp_path / "2.png", smooth(2, 5, 8))
     assert data.squares([small], 32).shape == (2, 40, 40, 3)
+    thin = images.write(tmp_path / "thin.png", smooth(0, 1, 4000))
+    assert data.squares([thin], 32).shape == (8, 40, 40, 3)
 
 
 def test_crops_are_parts_of_the_square_in_range():
