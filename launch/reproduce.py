@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.published import HNN
-from launch.studies import run, run_environment
+from launch.studies import run, run_environment, training
 from lib.config import options_of, parse
 from lib.report import number
 from lib.run import UserError, write_json, write_text
@@ -42,8 +42,8 @@ def main(args: Sequence[str]) -> None:
     for task in options.tasks:
         results[task] = {
             "published": HNN[task],
-            "original_recipe": run("hnn", f"{task}_original", options.runs / f"{task}_original"),
-            "ours": run("hnn", task, options.runs / task),
+            "original_recipe": run("hnn", training(f"{task}_original"), options.runs / f"{task}_original"),
+            "ours": run("hnn", training(task), options.runs / task),
         }
     # Without those that are places on one machine.
     command = " ".join(["python -m launch reproduce hnn", *options_of(options, Reproduce(), without=("runs", "out"))])

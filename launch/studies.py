@@ -1,4 +1,4 @@
-"""`python -m launch reproduce PACKAGE`: the runs of a package by its own presets, and the page of their numbers.
+"""`python -m launch reproduce PACKAGE`: the runs of a package, and the page of their numbers.
 
 Runs are ordinary run folders, started as processes one after the other; finished ones are kept, stopped ones go on.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import options_of, parse
+from lib.data import DATA_VARIABLE, data_folder
 from lib.report import metric_table, number
 from lib.run import RunFolder, UserError, read_json, write_json, write_text
 
@@ -24,17 +25,23 @@ class Study:
     """What is run, and what is shown of it."""
 
     title: str
-    presets: tuple[str, ...]
+    runs: Mapping[str, tuple[str, ...]]
+    """by name: commands, after `python -m PACKAGE`; {run} is the run's folder, {data} that of real data"""
     figures: tuple[str, ...]
     """those of a run's figures whose names begin so"""
     seeds: Mapping[str, int] = field(default_factory=dict)
-    """presets that are run with several seeds, and how many"""
+    """runs that are repeated with several seeds, and how many"""
+
+
+def training(preset: str) -> tuple[str, ...]:
+    """The commands of a run that is evaluated as soon as it is trained."""
+    return (f"train {preset} --out {{run}} --resume",)
 
 
 STUDIES = {
     "ncsn": Study(
         "Score networks",
-        ("toy_mixture", "digits_v1", "digits_v2", "digits_edm", "mnist_edm"),
+        {name: training(name) for name in ("toy_mixture", "digits_v1", "digits_v2", "digits_edm", "mnist_edm")},
         ("samples", "fields", "quality", "inpainting", "neighbours"),
         {"digits_edm": 5},
     ),
@@ -43,9 +50,9 @@ STUDIES = {
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Train and evaluate the presets, and write the page of their numbers."""
+    """Do the runs of a study, and write the page of their numbers."""
 
-    presets: tuple[str, ...]
+    only: tuple[str, ...]
     """which ones"""
     runs: Path = Path("runs/reproduce")
     """folder for the run folders"""
@@ -55,44 +62,45 @@ class Reproduce:
 
 def main(package: str, args: Sequence[str]) -> None:
     study = STUDIES[package]
-    default = Reproduce(study.presets)
+    default = Reproduce(tuple(study.runs))
     options = parse(default, args, f"python -m launch reproduce {package}")
-    for preset in options.presets:
-        if preset not in study.presets:
-            raise UserError(f"unknown preset {preset!r}: choose from {', '.join(study.presets)}")
-    found = {preset: run(package, preset, options.runs / package / preset) for preset in options.presets}
+    for name in options.only:
+        if name not in study.runs:
+            raise UserError(f"unknown run {name!r}: choose from {', '.join(study.runs)}")
+    runs = options.runs / package
+    found = {name: run(package, study.runs[name], runs / name) for name in options.only}
     repeated = {
-        preset: [found[preset], *(_with_seed(package, preset, options.runs, seed) for seed in range(1, count))]
-        for preset, count in study.seeds.items()
-        if preset in options.presets
+        name: [
+            found[name],
+            *(run(package, study.runs[name], runs / f"{name}_seed{k}", "--seed", str(k)) for k in range(1, count)),
+        ]
+        for name, count in study.seeds.items()
+        if name in options.only
     }
     pictures = options.out / package
-    shown = {preset: _pictures(study, options.runs / package / preset, pictures) for preset in options.presets}
+    shown = {name: _pictures(study, runs / name, pictures) for name in options.only}
     # Without the places on one machine.
     command = " ".join(
         [f"python -m launch reproduce {package}", *options_of(options, default, without=("runs", "out"))]
     )
-    runs = {preset: run_environment(options.runs / package / preset) for preset in options.presets}
-    record = {"command": command, "environments": runs, "results": found, "seeds": repeated}
+    environments = {name: run_environment(runs / name) for name in options.only}
+    record = {"command": command, "environments": environments, "results": found, "seeds": repeated}
     write_json(options.out / f"{package}.json", record)
     page = options.out / f"{package}.md"
-    write_text(page, _page(package, study, command, options, found, repeated, shown))
+    write_text(page, _page(package, study, command, runs, environments, found, repeated, shown))
     print(page)
 
 
-def _with_seed(package: str, preset: str, runs: Path, seed: int) -> dict[str, Any]:
-    return run(package, preset, runs / package / f"{preset}_seed{seed}", "--seed", str(seed))
-
-
-def run(package: str, preset: str, folder: Path, *options: str) -> dict[str, Any]:
-    """The evaluation of one run, which is trained if it is not finished."""
+def run(package: str, commands: Sequence[str], folder: Path, *options: str) -> dict[str, Any]:
+    """The evaluation of one run, whose commands are executed if it is not finished; `options` go to the first."""
     if not (folder / "report.html").exists():
-        command = [sys.executable, "-m", package, "train", preset, *options, "--out", str(folder), "--resume"]
-        status = subprocess.run(command, check=False).returncode
-        if status:
-            raise UserError(
-                f"python -m {package} train {preset} failed with exit code {status}; the same command goes on"
-            )
+        for k, command in enumerate(commands):
+            data = data_folder() if "{data}" in command else None
+            words = [word.format(run=folder, data=data) for word in command.split()] + list(options if k == 0 else ())
+            status = subprocess.run([sys.executable, "-m", package, *words], check=False).returncode
+            if status:
+                told = " ".join(["python -m", package, *words])
+                raise UserError(f"{told} failed with exit code {status}; the same command goes on")
     return read_json(folder / "evaluation.json")
 
 
@@ -117,31 +125,32 @@ def _page(
     package: str,
     study: Study,
     command: str,
-    options: Reproduce,
+    runs: Path,
+    environments: dict[str, dict[str, Any]],
     found: dict[str, Any],
     repeated: dict[str, list[dict[str, Any]]],
     shown: dict[str, list[Path]],
 ) -> str:
     lines = [f"# {study.title}", "", f"    {command}", "", f"Commit and environment of each run: {package}.json.", ""]
-    for preset, numbers in found.items():
-        folder = options.runs / package / preset
-        record = run_environment(folder)
+    for name, numbers in found.items():
+        record = environments[name]
+        told = [text.replace(" --out {run}", "").removesuffix(" --resume") for text in study.runs[name]]
         lines += [
-            f"## {preset}",
+            f"## {name}",
             "",
-            f"    python -m {package} train {preset}",
+            *(f"    python -m {package} {text.format(run='RUN', data='$' + DATA_VARIABLE)}" for text in told),
             "",
             f"{record['utc_start'][:10]}, {record['cores']} CPU cores ({record['devices'][0]}), jax "
-            f"{record['versions']['jax']}; {_minutes(folder):.0f} minutes of training.",
+            f"{record['versions']['jax']}; {_minutes(runs / name):.0f} minutes of training.",
             "",
         ]
         columns, rows = metric_table({key: value for key, value in numbers.items() if key != "protocol"})
         lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
         lines += [f"| {' | '.join(row)} |" for row in rows]
         lines += ["", numbers["protocol"], ""]
-        if preset in repeated:
-            lines += _seeds(repeated[preset])
-        lines += [f"![{preset}: {path.stem}]({package}/{path.name})\n" for path in shown[preset]]
+        if name in repeated:
+            lines += _seeds(repeated[name])
+        lines += [f"![{name}: {path.stem}]({package}/{path.name})\n" for path in shown[name]]
     return "\n".join(lines)
 
 

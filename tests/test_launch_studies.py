@@ -31,9 +31,9 @@ def finished(tmp_path):
 
 def test_a_finished_run_is_not_repeated_and_becomes_a_page(finished):
     places = ["--runs", str(finished / "runs"), "--out", str(finished / "results")]
-    studies.main("ncsn", ["--presets", "toy_mixture", *places])
+    studies.main("ncsn", ["--only", "toy_mixture", *places])
     page = (finished / "results" / "ncsn.md").read_text()
-    assert "    python -m launch reproduce ncsn --presets toy_mixture\n" in page
+    assert "    python -m launch reproduce ncsn --only toy_mixture\n" in page
     assert "| heun_35 | 0.25 ± 0.01 | 35 |" in page and "As it should be." in page
     assert "](ncsn/toy_mixture_samples.png)" in page and "training.png" not in page
     assert (finished / "results" / "ncsn" / "toy_mixture_samples.png").exists()
@@ -50,13 +50,13 @@ def test_seeds_are_compared(finished, monkeypatch):
         numbers = json.loads((runs / "toy_mixture" / "evaluation.json").read_text())
         write_json(runs / f"toy_mixture_seed{seed}" / "evaluation.json", numbers | {"heun_35.fid": value})
     out = finished / "results"
-    studies.main("ncsn", ["--presets", "toy_mixture", "--runs", str(finished / "runs"), "--out", str(out)])
+    studies.main("ncsn", ["--only", "toy_mixture", "--runs", str(finished / "runs"), "--out", str(out)])
     page = (out / "ncsn.md").read_text()
     assert "seeds 0 to 2" in page and "| heun_35.fid | 0.5 ± 0.25 | 0.25 | 0.75 |" in page
     assert "| heun_35.nfe | 35" not in page  # the same in all
     assert len(json.loads((out / "ncsn.json").read_text())["seeds"]["toy_mixture"]) == 3
 
 
-def test_an_unknown_preset():
-    with pytest.raises(UserError, match="unknown preset 'moon': choose from toy_mixture, digits_v1"):
-        studies.main("ncsn", ["--presets", "moon"])
+def test_an_unknown_run():
+    with pytest.raises(UserError, match="unknown run 'moon': choose from toy_mixture, digits_v1"):
+        studies.main("ncsn", ["--only", "moon"])
