@@ -37,17 +37,11 @@ HELP = f"""usage: python -m hnn COMMAND ...
 `python -m hnn train PRESET --help` lists every field, e.g. --derivative.lr 3e-3 --seeds 3"""
 
 
-@dataclass(frozen=True)
-class Train:
+@dataclass(frozen=True, kw_only=True)
+class Train(configs.RunOptions):
     """Train and compare models on one system."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    out: Path | None = None
-    """run folder (default: runs/hnn-SYSTEM)"""
-    resume: bool = False
-    """go on with the run in --out"""
-    devices: int | None = None
-    """devices to spread the seeds over (default on a CPU: one per core)"""
 
 
 @dataclass(frozen=True)
@@ -94,7 +88,7 @@ def train(args: Sequence[str]) -> None:
     if not args:
         raise UserError(f"which preset? choose from {', '.join(PRESETS)}")
     base, where, rest = configs.starting_point(PRESETS, "hnn", args, Config())
-    chosen = configs.parse(Train(base), rest, "python -m hnn train PRESET")
+    chosen = configs.parse(Train(config=base), rest, "python -m hnn train PRESET")
     if chosen.resume and chosen.out is None and where is None:
         raise UserError("--resume needs --out RUN, the folder of the run to go on with")
     config = chosen.config

@@ -16,6 +16,18 @@ from lib.run import RunFolder, UserError, read_json
 T = TypeVar("T")
 
 
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What every training is told beside its configuration."""
+
+    out: Path | None = None
+    """run folder (default: a name of its own under runs/)"""
+    resume: bool = False
+    """go on with the run in --out"""
+    devices: int | None = None
+    """devices to spread the work over (default: all that divide it; on a CPU one per core)"""
+
+
 def parse(default: T, args: Sequence[str], prog: str) -> T:
     """`default` with the fields that `args` override, as in `--optim.lr 3e-4`.
 

@@ -38,17 +38,11 @@ HELP = f"""usage: python -m ncsn COMMAND ...
 Options = Annotated[Sampling, tyro.conf.arg(name="")]
 
 
-@dataclass(frozen=True)
-class Train:
+@dataclass(frozen=True, kw_only=True)
+class Train(configs.RunOptions):
     """Train a score network and evaluate it."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    out: Path | None = None
-    """run folder (default: runs/ncsn-PRESET)"""
-    resume: bool = False
-    """go on with the run in --out"""
-    devices: int | None = None
-    """devices to spread the batch over (default: all; on a CPU one per core, and one for points)"""
 
 
 @dataclass(frozen=True)
@@ -131,7 +125,7 @@ class Likelihood:
 
 def train(args: Sequence[str]) -> None:
     base, where, rest = configs.starting_point(PRESETS, "ncsn", args)
-    chosen = configs.parse(Train(base), rest, "python -m ncsn train PRESET")
+    chosen = configs.parse(Train(config=base), rest, "python -m ncsn train PRESET")
     config = chosen.config
     preset = args[0] if args and args[0] in PRESETS else Path(config.data.source).stem
     if chosen.resume and chosen.out is None and where is None:

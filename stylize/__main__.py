@@ -77,17 +77,11 @@ class Image:
             raise UserError("seed must be between 0 and 2**32 - 1")
 
 
-@dataclass(frozen=True)
-class Train:
+@dataclass(frozen=True, kw_only=True)
+class Train(configs.RunOptions):
     """Train a network for one style or more."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    out: Path | None = None
-    """run folder (default: runs/stylize-STYLE)"""
-    resume: bool = False
-    """go on with the run in --out"""
-    devices: int | None = None
-    """devices to spread the batch over (default: all; on a CPU one per core)"""
 
 
 @dataclass(frozen=True)
@@ -223,7 +217,7 @@ def train(args: Sequence[str]) -> None:
     base, where, rest = configs.starting_point(PRESETS, "stylize", [*starts, *rest], PRESETS["small"])
     styles = tuple(word for word in words if word not in starts)
     chosen = configs.parse(
-        Train(dataclasses.replace(base, styles=styles or base.styles)), rest, "python -m stylize train STYLE..."
+        Train(config=dataclasses.replace(base, styles=styles or base.styles)), rest, "python -m stylize train STYLE..."
     )
     config = chosen.config
     if not config.styles or not config.photos:

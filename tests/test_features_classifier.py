@@ -310,7 +310,7 @@ def test_the_recorded_command_repeats_the_configuration(preset):
     for config in (recipes.PRESETS[preset], dataclasses.replace(recipes.PRESETS[preset], lr=0.07, widths=(8, 16))):
         words = shlex.split(training.command_line(config))[4:]
         base, _, rest = configs.starting_point(recipes.PRESETS, training.PACKAGE, words)
-        assert configs.parse(training.Train(base), rest, "train").config == config
+        assert configs.parse(training.Train(config=base), rest, "train").config == config
 
 
 @pytest.mark.parametrize(

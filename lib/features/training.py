@@ -40,17 +40,11 @@ PACKAGE = "lib.features"
 STEPS_PER_CALL = 20
 
 
-@dataclass(frozen=True)
-class Train:
+@dataclass(frozen=True, kw_only=True)
+class Train(configs.RunOptions):
     """Train a small classifier."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    out: Path | None = None
-    """run folder (default: runs/features-NAME)"""
-    resume: bool = False
-    """go on with the run in --out"""
-    devices: int | None = None
-    """devices to spread the batch over (default: all; on a CPU one per core)"""
 
 
 def split_holdout(rows: dict[str, np.ndarray], count: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -247,7 +241,7 @@ def main(args: Sequence[str]) -> None:
         print(HELP)
         return
     base, where, rest = configs.starting_point(PRESETS, PACKAGE, args)
-    chosen = configs.parse(Train(base), rest, f"python -m {PACKAGE} train PRESET")
+    chosen = configs.parse(Train(config=base), rest, f"python -m {PACKAGE} train PRESET")
     config = chosen.config
     out = chosen.out or where or Path("runs") / f"features-{config.name}"
     shard.start()
