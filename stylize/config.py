@@ -39,8 +39,8 @@ class Perception:
     """e.g. relu4_2 (default: that one, or the deepest but one that the weights reach)"""
     style_weight: float = 50.0
     content_weight: float = 1.0
-    tv_weight: float = 0.0
-    """of the mean squared difference of neighbouring pixels"""
+    tv_weight: float = 3.0
+    """of the mean squared difference of neighbouring pixels, without which optimisation leaves grain"""
     pooling: Literal["max", "average"] = "average"
     scale: Literal["relative", "raw"] = "relative"
     """losses relative to the targets' own size, or as published: mean squared differences (see above)"""
