@@ -16,6 +16,8 @@ from launch.bench.__main__ import page
 from lib.child import Child
 from lib.run import UserError
 
+pytestmark = pytest.mark.slow  # long; `make test-slow`
+
 
 def ask(*requests: dict) -> list[dict]:
     return [json.loads(answer) for answer in timing.serve(json.dumps(request) for request in requests)]

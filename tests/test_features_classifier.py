@@ -204,6 +204,7 @@ def test_likelihoods_by_hand():
     assert score(logits, labels, "softmax").accuracy == 0.5
 
 
+@pytest.mark.slow
 def test_devices_do_not_change_a_step():
     """Gradients and the statistics of batch norm are those of the whole batch on any number of devices."""
     config = tiny(head="sigmoid", cutout_px=3, flip=True)
@@ -252,6 +253,7 @@ def test_a_network_comes_back_from_its_file(changes, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-2), run(variables), run(net.params))
 
 
+@pytest.mark.slow
 def test_a_vgg_learns():
     """Every parameter moves, the statistics too, and the loss falls."""
     config, rows = tiny(kind="vgg", patch_px=0), load_labelled("digits", "train")

@@ -22,6 +22,8 @@ from lib import config as configs
 from lib.checkpoint import Checkpoints
 from lib.run import RunFolder
 
+pytestmark = pytest.mark.slow  # long; `make test-slow`
+
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 240
 SHORT = "--hidden 16 --derivative.steps 1500 --checkpoint-every 100"

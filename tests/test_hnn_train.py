@@ -163,6 +163,7 @@ def assert_same_run(a, b):
     jax.tree.map(np.testing.assert_array_equal, params_of(a), params_of(b))
 
 
+@pytest.mark.slow
 def test_the_configuration_repeats_the_run(call, folder, small_run):
     call(f"train --config {small_run}/config.json --out {folder}/again --devices 2")
     assert (folder / "again" / "config.json").read_bytes() == (small_run / "config.json").read_bytes()

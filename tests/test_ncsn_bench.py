@@ -15,6 +15,8 @@ from launch.bench import ncsn as bench
 from lib.run import UserError
 from ncsn import timing
 
+pytestmark = pytest.mark.slow  # long; `make test-slow`
+
 TINY = {
     "mlp": {"count": 6, "steps": 3, "sigmas": [2.0, 1.0], "fields": {"width": 8, "layers": 2}},
     "unet": {

@@ -14,6 +14,8 @@ from lib.features import weights
 from lib.run import UserError
 from stylize import timing
 
+pytestmark = pytest.mark.slow  # long; `make test-slow`
+
 TINY = {
     "network": {"kind": "network", "size_px": 32, "width": 4, "blocks": 1},
     "lbfgs": {"kind": "lbfgs", "size_px": 16, "iterations": 3},
