@@ -30,6 +30,8 @@ from stylize.config import Config, Network, Optim, Optimization, Perception
 from stylize.training import Trained
 from tests.stylize_cases import smooth, tiny_network, tiny_vgg
 
+pytestmark = pytest.mark.slow  # long; `make test-slow`
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = Config(
     styles=("art/wave.jpg", "art/the_night.png"),

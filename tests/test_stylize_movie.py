@@ -24,6 +24,8 @@ from stylize.loss import Style
 from stylize.writer import Writer
 from tests.stylize_cases import compiled_once, smooth, tiny_network, tiny_vgg
 
+pytestmark = pytest.mark.slow  # long; `make test-slow`
+
 RATE, SHIFT_PX = Fraction(24000, 1001), 2
 CONFIG = Config(
     styles=("style.png",),

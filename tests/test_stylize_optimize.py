@@ -9,6 +9,8 @@ from stylize.config import Optimization, Perception
 from stylize.optimize import Task, optimize, scales
 from tests.stylize_cases import compiled_once, smooth, tiny_network
 
+pytestmark = pytest.mark.slow  # long; `make test-slow`
+
 PERCEPTION = Perception()
 CONTENT, STYLE, OTHER = smooth(0, 24, 36), smooth(1, 40, 28), smooth(2, 30, 30)
 

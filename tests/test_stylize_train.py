@@ -21,6 +21,8 @@ from stylize.config import PRESETS, Config, Optim, Perception
 from stylize.evaluate import _reached, border_contrast, spectral_peak
 from tests.stylize_cases import compiled_once, smooth, tiny_vgg
 
+pytestmark = pytest.mark.slow  # long; `make test-slow`
+
 # A network with a memory, so that every term counts. The learning rate makes three steps visible in 256 levels.
 TRAIN = (
     "train style.png other.png --photos photos --style-px 24 --network.width 2 --network.blocks 1 --network.memory "
