@@ -14,7 +14,7 @@ import tyro
 from hnn.config import PRESETS, Config
 from hnn.systems import SYSTEMS
 from lib import config as configs
-from lib.run import RunFolder, UserError, command
+from lib.run import RunFolder, UserError, command, dispatch
 
 
 def _wrapped(title: str, names: Iterable[str]) -> str:
@@ -182,12 +182,7 @@ COMMANDS = {"train": train, "evaluate": evaluate, "rollout": rollout, "simulate"
 
 
 def main(args: Sequence[str]) -> None:
-    if not args or args[0] in ("-h", "--help"):
-        _say(HELP)
-    elif args[0] in COMMANDS:
-        COMMANDS[args[0]](args[1:])
-    else:
-        raise UserError(f"unknown command {args[0]!r}: choose from {', '.join(COMMANDS)}")
+    dispatch(COMMANDS, HELP, args)
 
 
 if __name__ == "__main__":

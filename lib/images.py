@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from lib.run import UserError
+from lib.run import UserError, write_bytes
 
 STILLS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 ENDINGS = (*STILLS, ".gif")
@@ -171,9 +171,10 @@ def _as_image(pixels: np.ndarray) -> Image.Image:
 def write(path: Path, image: np.ndarray) -> Path:
     """Writes one image [h, w, 1 | 3] in [-1, 1], all of it or nothing; the file's ending gives the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    _as_image(to_uint8(image)).save(partial)
-    return partial.replace(path)
+    encoded = io.BytesIO()
+    _as_image(to_uint8(image)).save(encoded, format=Image.registered_extensions()[path.suffix.lower()])
+    write_bytes(path, encoded.getvalue())
+    return path
 
 
 def grid(images: np.ndarray, *, columns: int | None = None, gap_px: int = 2, least_height_px: int = 48) -> np.ndarray:

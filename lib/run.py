@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,19 @@ def command(entry: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror}", EXIT_USER_ERROR)
     return 0
+
+
+def dispatch(commands: Mapping[str, Callable[[Sequence[str]], None]], usage: str, args: Sequence[str]) -> None:
+    """Calls the command that `args` begin with, with the rest of them; prints `usage` without any and for --help.
+
+    Raises UserError for an unknown one.
+    """
+    if not args or args[0] in ("-h", "--help"):
+        print(usage, flush=True)
+    elif args[0] in commands:
+        commands[args[0]](args[1:])
+    else:
+        raise UserError(f"unknown command {args[0]!r}: choose from {', '.join(commands)}")
 
 
 def _fail(message: str, code: int) -> int:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from lib import config as configs
-from lib.run import RunFolder, UserError, check_out, command
+from lib.run import RunFolder, UserError, check_out, command, dispatch
 from stylize.config import PRESETS, Config, Optimization, Perception
 
 HELP = f"""usage: python -m stylize COMMAND ...
@@ -350,12 +350,7 @@ COMMANDS = {"image": image, "train": train, "apply": apply, "video": video, "eva
 
 
 def main(args: Sequence[str]) -> None:
-    if not args or args[0] in ("-h", "--help"):
-        _say(HELP)
-    elif args[0] in COMMANDS:
-        COMMANDS[args[0]](args[1:])
-    else:
-        raise UserError(f"unknown command {args[0]!r}: choose from {', '.join(COMMANDS)}")
+    dispatch(COMMANDS, HELP, args)
 
 
 if __name__ == "__main__":

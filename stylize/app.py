@@ -29,7 +29,7 @@ from lib.train import init_state
 from stylize import training, vgg
 from stylize.apply import Stylizer
 from stylize.config import Config, Optimization, Perception
-from stylize.optimize import Task, build_step, scales, targets, transformation
+from stylize.optimize import Task, build_step, schedule, targets, transformation
 from stylize.training import Trained
 from stylize.vgg import LossNetwork
 
@@ -200,20 +200,21 @@ def optimize(
 ) -> np.ndarray:
     """`stylize.optimize.optimize` without a run folder: [h, w, 3]; `tell` is called before every iteration."""
     h, w = task.content.shape[:2]
-    sizes = [s for s in scales(h, w, options.smallest_px) if min(s) >= network.stride]
-    steps = [options.iterations[min(k, len(options.iterations) - 1)] for k in range(len(sizes))]
+    planned = schedule(options, (h, w), network.stride)
+    total, done = sum(steps for _, steps in planned), 0
     params, tx = place(network.params, mesh), transformation(options)
     step = compile_step(build_step(network, perception, options, mesh), mesh, "jit", in_specs=(P(), P()))
     x: np.ndarray | None = None
-    for k, size in enumerate(sizes):
-        tell(sum(steps[:k]), sum(steps))
+    for size, steps in planned:
+        tell(done, total)
         batch = place(targets(network, params, task, size, tiled=False), mesh)
         x = images.resize(task.content if x is None else x, *size)
         fresh = init_state(jnp.asarray(x)[None], tx, jax.random.key(0))
         state = place(jax.tree.map(jnp.array, fresh), mesh)  # copies: no array may be donated twice
-        for i in range(steps[k]):
-            tell(sum(steps[:k]) + i, sum(steps))
+        for _ in range(steps):
+            tell(done, total)
             state = jax.block_until_ready(step(state, batch)[0])
+            done += 1
         x = np.clip(fetch(state.params)[0], -1, 1)
     assert x is not None
     return x

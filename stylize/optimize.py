@@ -54,6 +54,12 @@ def scales(height: int, width: int, smallest_px: int) -> list[tuple[int, int]]:
     return sizes[::-1]
 
 
+def schedule(options: Optimization, size: tuple[int, int], least_px: int) -> list[tuple[tuple[int, int], int]]:
+    """(size, iterations) of each scale up to `size`; none is smaller than `least_px`, which the layers need."""
+    sizes = [s for s in scales(*size, options.smallest_px) if min(s) >= least_px]
+    return [(s, options.iterations[min(k, len(options.iterations) - 1)]) for k, s in enumerate(sizes)]
+
+
 def tile_side(options: Optimization, size: tuple[int, int]) -> int | None:
     """Of the tiles that a scale of this size is computed in; none where it is computed at once."""
     return options.tile_px or (_TILE_PX if size[0] * size[1] > _AT_ONCE_PX else None)
@@ -200,11 +206,9 @@ def optimize(
     h, w = task.content.shape[:2]
     if min(h, w) < network.stride:
         raise UserError(f"an image of {h} x {w} pixels is too small: {network.stride} are needed for these layers")
-    sizes = [s for s in scales(h, w, options.smallest_px) if min(s) >= network.stride]
     params = place(network.params, mesh)
     x: np.ndarray | None = task.start
-    for k, size in enumerate(sizes):
-        steps = options.iterations[min(k, len(options.iterations) - 1)]
+    for size, steps in schedule(options, (h, w), network.stride):
         here = dataclasses.replace(options, tile_px=tile_side(options, size))
         batch = targets(network, params, task, size, tiled=here.tile_px is not None)
         if x is None:
