@@ -89,6 +89,9 @@ class Network:
     """nearest neighbour and a convolution, or the paper's transposed convolution, which leaves a checkerboard"""
     kernel_px: int = 9
     """side of the first and the last convolution"""
+    output: Literal["linear", "tanh"] = "linear"
+    """of the last convolution: what is beyond black and white costs a little in training, or the paper's tanh, which
+    saturates there: pixels that are beyond hardly come back"""
     memory: bool = False
     """for movies: the network also sees the stylised frame before, moved to this one, and where that is reliable"""
 
@@ -99,7 +102,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Optim:
-    """Adam; the learning rate rises over `warmup` and then falls to `final_lr` on a cosine."""
+    """The learning rate rises over `warmup` and then falls to `final_lr` on a cosine."""
+
+    algorithm: Literal["muon", "adam"] = "muon"
+    """Muon (Jordan et al. 2024) for the kernels of convolutions and Adam for the rest, or Adam for all"""
 
     steps: int = 2000
     """updates"""
@@ -107,8 +113,8 @@ class Optim:
     """photographs per step"""
     crop_px: int = 256
     """side of the squares that photographs are cropped to"""
-    lr: float = 1e-3
-    """peak learning rate"""
+    lr: float = 3e-3
+    """peak learning rate; adam: 1e-3"""
     final_lr: float = 0.0
     """learning rate after the last step, as a fraction of the peak"""
     warmup: float = 0.02
@@ -156,7 +162,11 @@ class Config:
         )
 
 
-_SMALL = Config(network=Network(width=16), optim=Optim(steps=4000, batch_size=2, crop_px=192, lr=2e-3))
+_SMALL = Config(
+    perception=Perception(style_weight=20.0),
+    network=Network(width=16),
+    optim=Optim(steps=18_000, batch_size=1, crop_px=128),
+)
 
 PRESETS: dict[str, Config] = {
     # Two hours on two cores; the released networks of Johnson et al. with instance normalisation are as narrow.
@@ -167,7 +177,7 @@ PRESETS: dict[str, Config] = {
     # 40,000 steps of 4 photographs at 256 pixels, for a GPU.
     "full": Config(optim=Optim(steps=40_000)),
     "paper": Config(
-        network=Network(upsampling="transposed"),
-        optim=Optim(steps=40_000, final_lr=1.0, warmup=0.0, identity=0.0),
+        network=Network(upsampling="transposed", output="tanh"),
+        optim=Optim("adam", steps=40_000, lr=1e-3, final_lr=1.0, warmup=0.0, identity=0.0),
     ),
 }

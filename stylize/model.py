@@ -153,7 +153,8 @@ class TransferNet(nn.Module):
             x = x + norm(Reflected(4 * width, 3, rows=rows)(y))
         for factor in (2, 1):
             x = nn.relu(norm(self._up(x, factor * width)))
-        return _RANGE * jnp.tanh(Reflected(3, self.config.kernel_px, rows=rows)(x))
+        x = Reflected(3, self.config.kernel_px, rows=rows)(x)
+        return x if self.config.output == "linear" else _RANGE * jnp.tanh(x)
 
     def _up(self, x: jax.Array, features: int) -> jax.Array:
         if self.config.upsampling == "nearest":

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from jax.sharding import Mesh
 
 from lib import images
@@ -28,6 +29,7 @@ from stylize.vgg import LossNetwork
 
 NAME = "transfer"
 _STEPS_PER_CALL = 5
+_BEYOND_WEIGHT = 10.0  # of the squares of what is beyond black and white
 _IDENTITY_WEIGHT = 5.0  # of the squared error of pixels that are to stay as they are
 
 
@@ -36,13 +38,25 @@ def build_model(config: Config) -> TransferNet:
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam; the learning rate up over the warm-up, then down on a cosine."""
+    """Muon, with the size of Adam's updates, or Adam; the learning rate up over the warm-up, then down on a cosine."""
     optim = config.optim
     warmup = min(round(optim.warmup * optim.steps), optim.steps - 1)
     rate = optax.warmup_cosine_decay_schedule(
         0.0 if warmup else optim.lr, optim.lr, warmup, optim.steps, optim.final_lr * optim.lr
     )
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+    if optim.algorithm == "adam":
+        method = optax.adam(rate)
+    else:
+        method = optax.contrib.muon(
+            rate, adam_learning_rate=rate, consistent_rms=0.2, muon_weight_dimension_numbers=_matrices
+        )
+    return optax.chain(optax.clip_by_global_norm(1.0), method)
+
+
+def _matrices(params: Any) -> Any:
+    """Kernels [h, w, c, features] of convolutions are matrices [h w c, features] to Muon."""
+    kernel = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=(3,))
+    return jax.tree.map(lambda p: kernel if p.ndim == 4 else None, params)
 
 
 def start_state(config: Config) -> State:
@@ -86,12 +100,14 @@ def build_loss(config: Config, network: LossNetwork) -> Loss:
             "content": jnp.mean(content),
             "identity": jnp.mean(plain * jnp.mean((y - x) ** 2, (1, 2, 3))),
             "tv": total_variation(y),
+            "beyond": jnp.mean((y - jnp.clip(y, -1, 1)) ** 2) * (config.network.output == "linear"),
         }
         total = (
             options.style_weight * terms["style"]
             + options.content_weight * terms["content"]
             + _IDENTITY_WEIGHT * terms["identity"]
             + options.tv_weight * terms["tv"]
+            + _BEYOND_WEIGHT * terms["beyond"]
         )
         if before is not None:
             mask = before[..., 3:]
