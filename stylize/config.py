@@ -144,6 +144,8 @@ class Config:
     """folder of photographs to learn from"""
     style_px: int | None = 256
     """longest side of the style images while training (none: as they are)"""
+    photo_px: int | None = None
+    """shorter side that photographs have while training (none: a quarter more than their crops)"""
     perception: Perception = Perception()
     network: Network = Network()
     optim: Optim = Optim()
@@ -154,6 +156,10 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(self.style_px is None or self.style_px >= 16, "style_px must be at least 16")
+        _require(
+            self.photo_px is None or self.photo_px >= self.optim.crop_px,
+            f"photo_px must be at least optim.crop_px, {self.optim.crop_px}",
+        )
         _require(0 <= self.seed < 2**32, "seed must be between 0 and 2**32 - 1")
         _require(self.checkpoint_every >= 1, "checkpoint_every must be at least 1")
         _require(
@@ -163,6 +169,7 @@ class Config:
 
 
 _SMALL = Config(
+    photo_px=256,
     perception=Perception(style_weight=20.0),
     network=Network(width=16),
     optim=Optim(steps=18_000, batch_size=1, crop_px=128),

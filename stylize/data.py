@@ -12,7 +12,6 @@ import numpy as np
 from lib import images
 from lib.run import UserError
 
-_MARGIN = 1.25  # squares are this much larger than the crops that are cut out of them
 _LONGEST_SHAPE = 8  # sides of photographs: what is longer is left out
 
 
@@ -39,13 +38,13 @@ def check_image(path: Path) -> None:
             pass
 
 
-def squares(paths: Sequence[Path], crop_px: int) -> np.ndarray:
-    """Photographs as uint8 [n, s, s, 3] with s = 1.25 crop_px: each gives as many squares as cover it.
+def squares(paths: Sequence[Path], side: int) -> np.ndarray:
+    """Photographs as uint8 [n, side, side, 3]: each gives as many squares as cover it.
 
-    The shorter side is resized to s; squares lie evenly along the longer one, of which at most eight are taken. Raises
-    UserError for unreadable files.
+    The shorter side is resized to `side`; squares lie evenly along the longer one, of which at most eight are taken.
+    Raises UserError for unreadable files.
     """
-    side, out = round(_MARGIN * crop_px), []
+    out = []
     for path in paths:
         image = images.read(path)
         least = min(image.shape[:2])
@@ -63,9 +62,9 @@ def _starts(length: int, side: int) -> np.ndarray:
     return np.linspace(0, length - side, -(-length // side)).round().astype(int)
 
 
-def load_photos(folder: Path, crop_px: int) -> np.ndarray:
+def load_photos(folder: Path, side: int) -> np.ndarray:
     """`squares` of all images in a folder and below it. Raises UserError where there are none."""
-    return squares(images.files(folder), crop_px)
+    return squares(images.files(folder), side)
 
 
 def load_styles(paths: Sequence[str], longest_px: int | None) -> list[np.ndarray]:

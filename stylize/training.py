@@ -29,6 +29,7 @@ from stylize.vgg import LossNetwork
 
 NAME = "transfer"
 _STEPS_PER_CALL = 5
+_MARGIN = 1.25  # squares of photographs are by default this much larger than the crops that are cut out of them
 _BEYOND_WEIGHT = 10.0  # of the squares of what is beyond black and white
 _IDENTITY_WEIGHT = 5.0  # of the squared error of pixels that are to stay as they are
 
@@ -178,7 +179,8 @@ class Materials:
 def load_materials(config: Config, network: LossNetwork) -> Materials:
     """Raises UserError for unreadable images, no photographs, and styles that are too small for the layers."""
     grams = style_targets(config, network, network.params)
-    return Materials(data.load_photos(Path(config.photos), config.optim.crop_px), grams)
+    side = config.photo_px or round(_MARGIN * config.optim.crop_px)
+    return Materials(data.load_photos(Path(config.photos), side), grams)
 
 
 def choose_mesh(config: Config, devices: int | None) -> Mesh:
