@@ -183,7 +183,7 @@ def test_as_many_devices_as_the_batch_divides_over():
 
 
 CONFIGS = {
-    "one step": Config(optim=Optim(steps=1)),
+    "one step": Config(optim=Optim("adam", steps=1)),
     "all warm-up": Config(optim=Optim(steps=3, warmup=0.99)),
     **PRESETS,
 }
@@ -198,19 +198,32 @@ def test_the_first_step_of_a_learning_rate(name, config):
     np.testing.assert_allclose(updates["w"], -config.optim.lr if at_once else 0, rtol=1e-4)
 
 
+def test_muon_moves_all_directions_of_a_kernel_equally():
+    config = Config(optim=Optim("muon", steps=1, lr=0.5))
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 2, 6))
+    tx = training.optimizer(config)
+    params = {"kernel": kernel}
+    updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+    found = np.linalg.svd(np.asarray(updates["kernel"]).reshape(18, 6), compute_uv=False)
+    before = np.linalg.svd(np.asarray(kernel).reshape(18, 6), compute_uv=False)
+    # Orthogonal up to the five Newton-Schulz iterations, and about as large as Adam's steps.
+    assert found.min() > 0.6 * found.max() and before.min() < 0.5 * before.max()
+    assert np.sqrt(np.mean(updates["kernel"] ** 2)) == pytest.approx(0.2 * 0.5, rel=0.3)
+
+
 def test_squares_cover_the_photograph(tmp_path):
     wide, tall = smooth(0, 40, 130), smooth(1, 97, 40)
     paths = [images.write(tmp_path / f"{k}.png", image) for k, image in enumerate((wide, tall))]
-    found = data.squares(paths, 32)
+    found = data.squares(paths, 40)
     assert found.shape == (4 + 3, 40, 40, 3) and found.dtype == np.uint8
     for left, square in zip((0, 30, 60, 90), found[:4], strict=True):
         np.testing.assert_array_equal(square, images.to_uint8(wide[:, left : left + 40]))
     for top, square in zip((0, 28, 57), found[4:], strict=True):
         np.testing.assert_array_equal(square, images.to_uint8(tall[top : top + 40]))
     small = images.write(tmp_path / "2.png", smooth(2, 5, 8))
-    assert data.squares([small], 32).shape == (2, 40, 40, 3)
+    assert data.squares([small], 40).shape == (2, 40, 40, 3)
     thin = images.write(tmp_path / "thin.png", smooth(0, 1, 4000))
-    assert data.squares([thin], 32).shape == (8, 40, 40, 3)
+    assert data.squares([thin], 40).shape == (8, 40, 40, 3)
 
 
 def test_crops_are_parts_of_the_square_in_range():
