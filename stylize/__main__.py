@@ -14,7 +14,7 @@ import tyro
 
 from lib import config as configs
 from lib.run import RunFolder, UserError, check_out, command, dispatch
-from stylize.config import PRESETS, Config, Optimization, Perception
+from stylize.config import BASELINES, PRESETS, Baseline, Config, Optimization, Perception
 
 HELP = f"""usage: python -m stylize COMMAND ...
 
@@ -154,7 +154,9 @@ class Evaluate:
     size_px: int = 256
     """photographs are cropped to squares of this side"""
     iterations: int = 100
-    """of L-BFGS on each photograph, to compare with"""
+    """of optimising the pixels of each photograph, to compare with"""
+    against: tuple[Baseline, ...] = BASELINES
+    """optimisers, and what they start from"""
     style: int = 0
     """which style of the network"""
     out: Path | None = None

@@ -77,6 +77,11 @@ class Optimization:
         _require(self.tile_px is None or self.tile_px >= 64, "optim.tile_px must be at least 64")
 
 
+Baseline = Literal["lbfgs_noise", "adam_noise", "lbfgs_content"]
+"""an optimiser of pixels and what it starts from, which a network is compared with"""
+BASELINES: tuple[Baseline, ...] = Baseline.__args__
+
+
 @dataclass(frozen=True)
 class Network:
     """Johnson et al. (2016) with instance normalisation (arXiv 1607.08022), one set of scales and shifts per style."""

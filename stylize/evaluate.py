@@ -21,7 +21,7 @@ from lib import images, plot
 from lib.shard import place
 from stylize import data
 from stylize.apply import Stylizer
-from stylize.config import Optimization
+from stylize.config import BASELINES, Baseline, Optimization
 from stylize.loss import (
     Content,
     Style,
@@ -50,7 +50,8 @@ class Evaluation:
     size_px: int = 256
     """photographs are cropped to squares of this side"""
     iterations: int = 100
-    """of L-BFGS on each photograph, to compare with"""
+    """of each optimiser on each photograph, to compare with"""
+    against: tuple[Baseline, ...] = BASELINES
     style: int = 0
     """which style of the network"""
 
@@ -125,24 +126,28 @@ def evaluate(
     spent_s = _seconds(lambda: stylize(chosen[0], mix))
     numbers["network.seconds"] = spent_s
     pictures = [_contact_sheet(chosen, made, out)]
-    run = compile_trace(network, trained.config.perception, Optimization(), mesh, options.iterations)
-    for start in ("noise", "content"):
-        say(f"{options.iterations} iterations of L-BFGS from {start} on each")
+    curves = {}
+    for name in options.against:
+        optimizer, _, start = name.partition("_")
+        method = Optimization("adam" if optimizer == "adam" else "lbfgs")
+        say(f"{options.iterations} iterations of {optimizer} from {start} on each")
+        run = compile_trace(network, trained.config.perception, method, mesh, options.iterations)
         traces, optimized, each_s, evaluations = _optimized(run, judge, chosen, start, mesh, say)
         equal = np.array([_reached(trace, value) for trace, value in zip(traces, net, strict=True)])
         numbers |= {
-            f"lbfgs_{start}.equal_iterations": float(np.mean(np.minimum(equal, options.iterations))),
-            f"lbfgs_{start}.equal_iterations.sd": float(np.std(np.minimum(equal, options.iterations))),
-            f"lbfgs_{start}.equal_iterations_least": float(equal.min()),
-            f"lbfgs_{start}.never_reached": float(np.mean(equal > options.iterations)),
-            f"lbfgs_{start}.seconds": each_s,
-            f"lbfgs_{start}.evaluations": float(evaluations),
-            f"lbfgs_{start}.objective": float(np.mean(traces[:, -1])),
-            f"lbfgs_{start}.seconds_over_network": each_s / spent_s,
+            f"{name}.equal_iterations": float(np.mean(np.minimum(equal, options.iterations))),
+            f"{name}.equal_iterations.sd": float(np.std(np.minimum(equal, options.iterations))),
+            f"{name}.equal_iterations_least": float(equal.min()),
+            f"{name}.never_reached": float(np.mean(equal > options.iterations)),
+            f"{name}.seconds": each_s,
+            f"{name}.evaluations": float(evaluations),
+            f"{name}.objective": float(np.mean(traces[:, -1])),
+            f"{name}.seconds_over_network": each_s / spent_s,
         }
-        pictures.append(_curves(out / f"objective_{start}.png", traces, net, start))
-        if start == "content":
+        curves[name] = list(traces.mean(0)[1:])
+        if name == "lbfgs_content":
             pictures.append(_contact_sheet(chosen, optimized, out, "lbfgs"))
+    pictures.append(_curves(out / "objective.png", curves, float(net.mean())))
     numbers["network.spectral_peak"] = spectral_peak(made)
     numbers["photograph.spectral_peak"] = spectral_peak(chosen)
     numbers["network.border_contrast"] = border_contrast(made) / border_contrast(chosen)
@@ -255,14 +260,11 @@ def _contact_sheet(
     return path, f"The first photographs, and what was made of them {what}."
 
 
-def _curves(path: Path, traces: np.ndarray, net: np.ndarray, start: str) -> Picture:
-    steps = list(range(1, traces.shape[1]))
-    series = {
-        f"L-BFGS from {start}": (steps, list(traces.mean(0)[1:])),
-        "the network": (steps, [float(net.mean())] * len(steps)),
-    }
-    return plot.curves(path, series, x="iterations of L-BFGS", y="objective, mean over photographs"), (
-        f"The network's objective beside that of L-BFGS from {start}."
+def _curves(path: Path, traces: dict[str, list[float]], net: float) -> Picture:
+    steps = list(range(1, max((len(trace) for trace in traces.values()), default=1) + 1))
+    series = {name: (steps, trace) for name, trace in traces.items()} | {"the network": (steps, [net] * len(steps))}
+    return plot.curves(path, series, x="iterations", y="objective, mean over photographs"), (
+        "The network's objective beside those of optimised pixels."
     )
 
 
@@ -275,8 +277,9 @@ def _protocol(trained: Trained, network: LossNetwork, options: Evaluation, photo
         f"{', '.join(network.style_layers)}; content: ||F - P||^2 / ||P||^2 at {', '.join(network.content_layers)} "
         f"({perception.pooling} pooling, weights {network.weights_sha256[:12]}); style_LAYER and content_LAYER: mean "
         "squared differences of G = F F^T / (h w c) and of F. photograph, style_image, noise: these themselves in the "
-        "place of the result. equal_iterations: after how many iterations of L-BFGS (memory 10, zoom line search) on "
-        "one photograph its objective is at most the network's, the limit counted where it never is (never_reached: "
+        "place of the result. lbfgs_START: L-BFGS (memory 10, zoom line search) on the pixels of each photograph, "
+        f"from noise or from itself; adam_noise: Adam at {Optimization().lr:g}. equal_iterations: after how many "
+        "iterations its objective is at most the network's, the limit counted where it never is (never_reached: "
         "share of photographs). seconds: median, without compilation. spectral_peak: power at the frequencies 1/2 and "
         "1/4 over that beside them. border_contrast: of the outer 8 pixels over the inner, relative to photographs."
     )

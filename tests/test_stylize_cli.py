@@ -185,6 +185,7 @@ REFUSED = [
     (f"train style.png {TRAIN} --perception.weights absent", "absent: no such weight file"),
     (f"train style.png {TRAIN} --optim.steps 0", "steps and batch_size must be at least 1"),
     (f"train style.png {TRAIN} --optim.crop-px 30", "crop_px must be a multiple of 4"),
+    (f"train style.png {TRAIN} --photo-px 31", "photo_px must be at least optim.crop_px, 32"),
     (f"train style.png {TRAIN} --optim.lr -1", "optim.lr must be positive"),
     (f"train style.png {TRAIN} --optim.identity nan", "optim.identity must be"),
     (f"train style.png {TRAIN} --optim.temporal-weight 1", "set network.memory"),
