@@ -87,7 +87,8 @@ def build_loss(config: Config, network: LossNetwork) -> Loss:
 
         before = None
         if config.network.memory:
-            x, before = _next_frame(x, jax.lax.stop_gradient(network_of(x)), keys[:, 3])
+            shown = jnp.clip(jax.lax.stop_gradient(network_of(x)), -1, 1)  # as a movie's frames are
+            x, before = _next_frame(x, shown, keys[:, 3])
         y = network_of(x, before)
         found = network.features(batch["vgg"], y, network.layers)
         wanted = content_of(network, batch["vgg"], x)
