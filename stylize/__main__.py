@@ -14,7 +14,7 @@ import tyro
 
 from lib import config as configs
 from lib.run import RunFolder, UserError, check_out, command, dispatch
-from stylize.config import BASELINES, PRESETS, Baseline, Config, Optimization, Perception
+from stylize.config import PRESETS, Config, Evaluation, Optimization, Perception
 
 HELP = f"""usage: python -m stylize COMMAND ...
 
@@ -145,26 +145,13 @@ class Video:
 class Evaluate:
     """Measure a trained network."""
 
+    measured: Annotated[Evaluation, tyro.conf.arg(name="")]
     photos: Path
     """folder of photographs that it has not seen"""
     clips: tuple[Path, ...] = ()
     """movies whose flicker is measured"""
-    count: int = 50
-    """photographs"""
-    size_px: int = 256
-    """photographs are cropped to squares of this side"""
-    iterations: int = 100
-    """of optimising the pixels of each photograph, to compare with"""
-    against: tuple[Baseline, ...] = BASELINES
-    """optimisers, and what they start from"""
-    style: int = 0
-    """which style of the network"""
     out: Path | None = None
     """folder for evaluation.json, figures and report.html (default: the run's own)"""
-
-    def __post_init__(self) -> None:
-        if min(self.count, self.iterations) < 1 or self.size_px < 32 or self.style < 0:
-            raise UserError("count and iterations must be at least 1, size-px 32, style 0")
 
 
 @dataclass(frozen=True)
@@ -285,11 +272,11 @@ def video(args: Sequence[str]) -> None:
 
 def evaluate(args: Sequence[str]) -> None:
     usage = "python -m stylize evaluate RUN"
-    _show_help(args, Evaluate(tyro.MISSING), usage)
+    _show_help(args, Evaluate(Evaluation(), tyro.MISSING), usage)
     folder, config, rest = _trained_run(args, "evaluate")
-    options = configs.parse(Evaluate(tyro.MISSING), rest, usage)
-    if options.style >= len(config.styles):
-        raise UserError(f"style {options.style}: the network has {len(config.styles)}, counted from 0")
+    options = configs.parse(Evaluate(Evaluation(), tyro.MISSING), rest, usage)
+    if options.measured.style >= len(config.styles):
+        raise UserError(f"style {options.measured.style}: the network has {len(config.styles)}, counted from 0")
     _start()
     from stylize import commands
 

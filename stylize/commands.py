@@ -168,10 +168,10 @@ def evaluate(options: Evaluate, config: Config, folder: RunFolder, say: Callable
     clips.check(options.clips)
     trained = training.open_run(config, folder)
     network, mesh = vgg.load(config.perception, say), make_mesh()
-    measured = evaluation.Evaluation(options.count, options.size_px, options.iterations, options.against, options.style)
+    measured = options.measured
     numbers, pictures, protocol = evaluation.evaluate(trained, network, photos, measured, mesh, out / "figures", say)
     for path in options.clips:
-        found, more, text = clips.evaluate(path, trained, network, mesh, options.style, out / "figures", say)
+        found, more, text = clips.evaluate(path, trained, network, mesh, measured.style, out / "figures", say)
         numbers |= found
         pictures += more
         protocol = protocol if text in protocol else f"{protocol} {text}"

@@ -78,8 +78,34 @@ class Optimization:
 
 
 Baseline = Literal["lbfgs_noise", "adam_noise", "lbfgs_content"]
-"""an optimiser of pixels and what it starts from, which a network is compared with"""
-BASELINES: tuple[Baseline, ...] = Baseline.__args__
+BASELINES: dict[Baseline, Optimization] = {
+    "lbfgs_noise": Optimization("lbfgs", start="noise"),
+    "adam_noise": Optimization("adam", start="noise"),
+    "lbfgs_content": Optimization("lbfgs", start="content"),
+}
+"""what a network is compared with: an optimiser of pixels, and what it starts from"""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a network is measured."""
+
+    count: int = 50
+    """photographs, from the first"""
+    size_px: int = 256
+    """photographs are cropped to squares of this side"""
+    iterations: int = 100
+    """of optimising the pixels of each photograph, to compare with"""
+    against: tuple[Baseline, ...] = tuple(BASELINES)
+    """optimisers, and what they start from"""
+    style: int = 0
+    """which style of the network"""
+
+    def __post_init__(self) -> None:
+        _require(
+            min(self.count, self.iterations) >= 1 and self.size_px >= 32 and self.style >= 0,
+            "count and iterations must be at least 1, size-px 32, style 0",
+        )
 
 
 @dataclass(frozen=True)

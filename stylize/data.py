@@ -62,11 +62,6 @@ def _starts(length: int, side: int) -> np.ndarray:
     return np.linspace(0, length - side, -(-length // side)).round().astype(int)
 
 
-def load_photos(folder: Path, side: int) -> np.ndarray:
-    """`squares` of all images in a folder and below it. Raises UserError where there are none."""
-    return squares(images.files(folder), side)
-
-
 def load_styles(paths: Sequence[str], longest_px: int | None) -> list[np.ndarray]:
     """Style images [h, w, 3], made smaller where they are larger. Raises UserError for none or unreadable ones."""
     if not paths:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from lib import images, plot
 from lib.shard import place
 from stylize import data
 from stylize.apply import Stylizer
-from stylize.config import BASELINES, Baseline, Optimization
+from stylize.config import BASELINES, Evaluation, Optimization
 from stylize.loss import (
     Content,
     Style,
@@ -39,21 +38,6 @@ Picture = tuple[Path, str]
 _SHOWN = 6
 _BORDER_PX = 8
 _WINDOW_BINS = 6
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What is measured."""
-
-    photos: int = 50
-    """of the folder, from the first"""
-    size_px: int = 256
-    """photographs are cropped to squares of this side"""
-    iterations: int = 100
-    """of each optimiser on each photograph, to compare with"""
-    against: tuple[Baseline, ...] = BASELINES
-    style: int = 0
-    """which style of the network"""
 
 
 class Judge:
@@ -105,7 +89,7 @@ def evaluate(
     say: Callable[[str], None],
 ) -> tuple[dict[str, float], list[Picture], str]:
     """Numbers NAME.METRIC (means over photographs, with .sd), pictures, and the protocol."""
-    chosen = [_square(images.read(path), options.size_px) for path in photos[: options.photos]]
+    chosen = [_square(images.read(path), options.size_px) for path in photos[: options.count]]
     judge = Judge(trained, network, mesh, options.style)
     stylize = Stylizer(trained, mesh)
     mix = stylize.mix([float(i == options.style) for i in range(len(trained.config.styles))])
@@ -128,11 +112,10 @@ def evaluate(
     pictures = [_contact_sheet(chosen, made, out)]
     curves = {}
     for name in options.against:
-        optimizer, _, start = name.partition("_")
-        method = Optimization("adam" if optimizer == "adam" else "lbfgs")
-        say(f"{options.iterations} iterations of {optimizer} from {start} on each")
+        method = BASELINES[name]
+        say(f"{options.iterations} iterations of {method.optimizer} from {method.start} on each")
         run = compile_trace(network, trained.config.perception, method, mesh, options.iterations)
-        traces, optimized, each_s, evaluations = _optimized(run, judge, chosen, start, mesh, say)
+        traces, optimized, each_s, evaluations = _optimized(run, judge, chosen, method.start, mesh, say)
         equal = np.array([_reached(trace, value) for trace, value in zip(traces, net, strict=True)])
         numbers |= {
             f"{name}.equal_iterations": float(np.mean(np.minimum(equal, options.iterations))),
@@ -147,7 +130,11 @@ def evaluate(
         curves[name] = list(traces.mean(0)[1:])
         if name == "lbfgs_content":
             pictures.append(_contact_sheet(chosen, optimized, out, "lbfgs"))
-    pictures.append(_curves(out / "objective.png", curves, float(net.mean())))
+    curves["the network"] = [float(net.mean())] * options.iterations
+    steps = list(range(1, options.iterations + 1))
+    series = {name: (steps, values) for name, values in curves.items()}
+    path = plot.curves(out / "objective.png", series, x="iterations", y="objective, mean over photographs")
+    pictures.append((path, "The network's objective beside those of optimised pixels."))
     numbers["network.spectral_peak"] = spectral_peak(made)
     numbers["photograph.spectral_peak"] = spectral_peak(chosen)
     numbers["network.border_contrast"] = border_contrast(made) / border_contrast(chosen)
@@ -258,14 +245,6 @@ def _contact_sheet(
     path = images.write(out / f"{name}.png", images.grid(shown, columns=min(_SHOWN, len(photos))))
     what = "by the network" if name == "network" else "by L-BFGS from the photograph"
     return path, f"The first photographs, and what was made of them {what}."
-
-
-def _curves(path: Path, traces: dict[str, list[float]], net: float) -> Picture:
-    steps = list(range(1, max((len(trace) for trace in traces.values()), default=1) + 1))
-    series = {name: (steps, trace) for name, trace in traces.items()} | {"the network": (steps, [net] * len(steps))}
-    return plot.curves(path, series, x="iterations", y="objective, mean over photographs"), (
-        "The network's objective beside those of optimised pixels."
-    )
 
 
 def _protocol(trained: Trained, network: LossNetwork, options: Evaluation, photos: int) -> str:

@@ -181,7 +181,7 @@ def load_materials(config: Config, network: LossNetwork) -> Materials:
     """Raises UserError for unreadable images, no photographs, and styles that are too small for the layers."""
     grams = style_targets(config, network, network.params)
     side = config.photo_px or round(_MARGIN * config.optim.crop_px)
-    return Materials(data.load_photos(Path(config.photos), side), grams)
+    return Materials(data.squares(images.files(Path(config.photos)), side), grams)
 
 
 def choose_mesh(config: Config, devices: int | None) -> Mesh:

@@ -109,7 +109,6 @@ def test_a_request_that_cannot_be_met(prepare):
         ask(prepare, {"do": "time_to_loss", "steps": 150})
 
 
-@pytest.mark.slow
 def test_the_child_answers_and_ends_with_its_input(prepare):
     with Child("hnn.timing") as child:
         assert child.ask("prepare", **{k: v for k, v in prepare.items() if k != "do"})["points"] == 100

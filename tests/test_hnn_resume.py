@@ -114,7 +114,6 @@ def study(tmp_path_factory):
     return prepared(tmp_path_factory.mktemp("short"), SHORT)
 
 
-@pytest.mark.slow
 def test_kills_do_not_change_a_bit(study):
     run, chance = study.folder / "killed", random.Random(1)
     lines = len(log_of(study.folder / "straight"))
@@ -133,9 +132,7 @@ def test_kills_do_not_change_a_bit(study):
     assert len(json.loads((run / "environment.json").read_text())) == 3
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_signals_save_and_the_run_goes_on(study, number, code):
     run = study.folder / number.name
     process = study.start(run)
@@ -177,7 +174,6 @@ def test_a_loss_that_is_not_finite_stops_with_one_line(study):
     assert study.wait(study.start(run, *wild, "--resume")) == (2, err)
 
 
-@pytest.mark.slow
 def test_twenty_kills_at_random_instants(tmp_path):
     """By the clock: in imports, compilation, training of either model, checkpoints, evaluation, report."""
     begun = time.monotonic()
@@ -197,7 +193,6 @@ def test_twenty_kills_at_random_instants(tmp_path):
     assert "training" not in (tmp_path / "out").read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_signals_at_random_instants(tmp_path, number, code):
     """From the first line of output to the end: always the exit code and one line, and nothing lost."""

@@ -151,7 +151,7 @@ def test_networks_use_the_style_and_the_strength_that_were_chosen(desk):
 
 @pytest.mark.parametrize(
     ("optimizer", "iterations", "smallest_px"),
-    [pytest.param("lbfgs", (3,), 64, marks=pytest.mark.slow), ("adam", (3, 2), 16)],
+    [("lbfgs", (3,), 64), ("adam", (3, 2), 16)],
 )
 def test_an_own_style_is_optimised_as_by_the_command(desk, tmp_path, optimizer, iterations, smallest_px):
     options, steps, seen = Optimization(optimizer, iterations, smallest_px), sum(iterations), []
@@ -343,7 +343,6 @@ def saved(page, path):
     return png(path), download.value.suggested_filename
 
 
-@pytest.mark.slow
 def test_in_a_browser(desk, browser, monkeypatch, tmp_path):
     port = free_port()
     with server(desk, port, monkeypatch) as process:

@@ -110,7 +110,6 @@ def test_frames_come_with_what_moved(desk):
     unfinished.close()
 
 
-@pytest.mark.slow
 def test_optimised_frames_are_kept_and_a_stopped_movie_goes_on_with_them(here, desk, monkeypatch):
     monkeypatch.setattr(commands.shutil, "rmtree", lambda path: None)  # to look at the frames
     code, out, err = here(f"{OPTIMIZE} --out whole.mp4")

@@ -165,7 +165,6 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(desk, in_process, monkey
     shutil.rmtree(desk / "S")
 
 
-@pytest.mark.slow
 def test_devices_do_not_change_the_training(call, desk, monkeypatch):
     """Nor the batches: the losses agree, each of which depends on the updates before."""
     monkeypatch.setattr(training, "_STEPS_PER_CALL", 1)
