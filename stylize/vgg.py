@@ -79,7 +79,7 @@ def load(options: Perception, say: Callable[[str], None] = lambda text: None) ->
             )
     style = options.style_layers or _default_style(found)
     content = options.content_layers or (_default_content(found),)
-    network = LossNetwork(found.params, found.weights_sha256, style, content, options.pooling)
+    network = LossNetwork(vgg.prepared(found.params), found.weights_sha256, style, content, options.pooling)
     possible = [PIXELS, *(layer for layer in found.layers if not layer.startswith("pool"))]
     for layer in network.layers:
         if layer not in possible:

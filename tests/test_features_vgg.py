@@ -66,18 +66,22 @@ def test_the_other_pooling_is_visible():
     assert error("vgg19.pool1", found["pool1"]) > 1e-2
 
 
-def test_real_weights_equal_pytorch(partial):
+@pytest.mark.parametrize("prepare", [dict, vgg.prepared])
+def test_real_weights_equal_pytorch(partial, prepare):
     layers = ["relu1_1", "relu1_2", "relu2_1", "relu2_2", "relu3_1", "relu3_4", "pool3"]
-    found = vgg.apply(partial.params, pixels(40, 48), layers)
+    found = vgg.apply(prepare(partial.params), pixels(40, 48), layers)
     for name in layers:
         assert error(f"partial.{name}", found[name]) < TOLERANCE
     assert partial.layers[-2:] == ["relu3_4", "pool3"]
     assert len(partial.weights_sha256) == 64
 
 
-def test_gradient_to_the_pixels_equals_pytorch_also_in_a_scan(partial):
+@pytest.mark.parametrize("prepare", [dict, vgg.prepared])
+def test_gradient_to_the_pixels_equals_pytorch_also_in_a_scan(partial, prepare):
+    params = prepare(partial.params)
+
     def loss(x):
-        return jnp.mean(vgg.apply(partial.params, x, ["relu3_3"])["relu3_3"] ** 2)
+        return jnp.mean(vgg.apply(params, x, ["relu3_3"])["relu3_3"] ** 2)
 
     @jax.jit
     def scanned(x):
@@ -86,6 +90,21 @@ def test_gradient_to_the_pixels_equals_pytorch_also_in_a_scan(partial):
     # The reference is PyTorch's in float64; its own in float32 is 5e-4 off, where rounding turned a ReLU.
     for gradient in scanned(pixels(40, 48)):
         assert error("partial.gradient", gradient) < 1e-3
+
+
+def test_wide_kernels_are_prepared_and_small_maps_are_computed_directly():
+    params = weights.nested(random_vgg(19))
+    ready = vgg.prepared(params)
+    assert {name for name in params if ready[name] is not params[name]} == {
+        name for name in params if name.startswith("conv") and name not in ("conv1_1", "conv1_2")
+    }
+
+    def products(size):
+        text = str(jax.make_jaxpr(lambda x: vgg.apply(ready, x, ["relu2_1"]))(pixels(size, size)))
+        return text.count("dot_general["), text.count("conv_general_dilated[")
+
+    assert products(32) == (1, 2)
+    assert products(16) == (0, 3)
 
 
 def test_colours_and_means_of_pytorch_and_keras_are_folded_in():

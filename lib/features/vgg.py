@@ -11,6 +11,7 @@ lib/features/classifier.py) with its batch norm folded into the convolutions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,9 +19,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-from lib import conv
+from lib import conv, winograd
 from lib.data import DATA_VARIABLE, data_folder
 from lib.features import classifier, weights
 from lib.run import UserError
@@ -32,6 +32,8 @@ WIDTHS = (64, 128, 256, 512, 512)
 CONVOLUTIONS = {9: (2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 """per block, by the number of layers with weights (the last three, of VGG-9 one, are the classifier's, not here)"""
 EMBEDDED = "cifar10_vgg"
+_WINOGRAD = "winograd"  # key of a layer's kernel in that basis
+_WIDE, _MANY_PIXELS = 64 * 128, 256  # channels in times out, and pixels, from which on it is faster
 PARTIAL_FILE = "vgg19_conv1_1_to_conv3_4.npz"
 
 # Of pixels in [-1, 1], RGB: the means of ImageNet that Caffe and torchvision subtract.
@@ -88,26 +90,25 @@ def available(params: Mapping[str, Any]) -> list[str]:
     return reached
 
 
-class _Layers(nn.Module):
-    """The layers `until` the last one wanted, each under its name."""
+def prepared(params: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` for many calls of `apply` with the same weights: on the CPU wide kernels also as Winograd's algorithm
+    takes them, eight times the memory. Elsewhere, and where they are narrow, as they were.
+    """
+    if jax.default_backend() != "cpu":
+        return dict(params)
+    out = dict(params)
+    for name in available(params):
+        if name.startswith("conv") and math.prod(np.shape(params[name]["kernel"])[2:]) >= _WIDE:
+            out[name] = {**params[name], _WINOGRAD: winograd.transform(params[name]["kernel"])}
+    return out
 
-    names: tuple[str, ...]
-    widths: tuple[int, ...]
-    pooling: Pooling
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
-        outputs = {}
-        for name in self.names:
-            kind, block = name[:4], int(name[4])
-            if kind == "conv":
-                x = conv.Conv(self.widths[block - 1], (3, 3), padding=((1, 1), (1, 1)), name=name)(x)
-            elif kind == "relu":
-                x = nn.relu(x)
-            else:
-                x = pool(x, self.pooling)
-            outputs[name] = x
-        return outputs
+def _convolution(x: jax.Array, layer: Mapping[str, Any]) -> jax.Array:
+    """3x3, stride 1, zero padding."""
+    if _WINOGRAD in layer and math.prod(x.shape[:3]) >= _MANY_PIXELS:
+        return winograd.conv(x, layer[_WINOGRAD]) + layer["bias"]
+    order = ("NHWC", "HWIO", "NHWC")
+    return conv.conv_general_dilated(x, layer["kernel"], (1, 1), "SAME", dimension_numbers=order) + layer["bias"]
 
 
 def pool(x: jax.Array, pooling: Pooling) -> jax.Array:
@@ -135,10 +136,16 @@ def apply(
     pools = sum(name.startswith("pool") for name in names)
     if min(x.shape[1:3]) < 2**pools:
         raise UserError(f"images of {x.shape[1]} x {x.shape[2]} pixels are too small for {names[-1]}")
-    variables = {"params": {name: params[name] for name in names if name.startswith("conv")}}
-    widths = tuple(layer["kernel"].shape[-1] for name, layer in variables["params"].items() if name.endswith("_1"))
-    outputs: Any = _Layers(tuple(names), widths, pooling).apply(variables, x - params["mean"])
-    return {layer: outputs[layer] for layer in layers}
+    x, found = x - params["mean"], {}
+    for name in names:
+        if name.startswith("conv"):
+            x = _convolution(x, params[name])
+        elif name.startswith("relu"):
+            x = jax.nn.relu(x)
+        else:
+            x = pool(x, pooling)
+        found[name] = x
+    return {layer: found[layer] for layer in layers}
 
 
 def _check_layer(layer: str, names: list[str], depth: int | None) -> None:

@@ -1,0 +1,56 @@
+"""Winograd's convolution against the direct one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lib import winograd
+
+
+def direct(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def problem(height, width, channels=5, features=7, batch=2):
+    rng = np.random.default_rng(height * 100 + width)
+    x = rng.normal(size=(batch, height, width, channels))
+    kernel = rng.normal(size=(3, 3, channels, features)) / np.sqrt(9 * channels)
+    return np.float32(x), np.float32(kernel)
+
+
+def close(found, wanted):
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (3, 9), (16, 8), (13, 22)])
+def test_equals_the_direct_convolution_at_any_size(size):
+    x, kernel = problem(*size)
+    close(jax.jit(winograd.conv)(x, winograd.transform(kernel)), direct(x, kernel))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (5, 11)])
+def test_gradients_of_first_and_second_order(size):
+    x, kernel = problem(*size)
+    fast = winograd.transform(kernel)
+
+    def penalty(conv, x):
+        """The squared norm of a gradient, which depends on x."""
+        return jnp.sum(jax.grad(lambda x: jnp.sum(jnp.sin(conv(x))))(x) ** 2)
+
+    ways = [lambda x: winograd.conv(x, fast), lambda x: direct(x, kernel)]
+    for derive in (
+        lambda conv: jax.grad(lambda x: jnp.sum(conv(x) ** 3)),
+        lambda conv: jax.grad(lambda x: penalty(conv, x)),
+    ):
+        found, wanted = (jax.jit(derive(conv))(x) for conv in ways)
+        close(found, wanted)
+
+
+def test_a_kernel_of_one_point_moves_the_image():
+    x, _ = problem(6, 9, channels=3)
+    kernel = np.zeros((3, 3, 3, 3), np.float32)
+    kernel[0, 2] = np.eye(3)
+    moved = np.zeros_like(x)
+    moved[:, 1:, :-1] = x[:, :-1, 1:]
+    np.testing.assert_allclose(winograd.conv(x, winograd.transform(kernel)), moved, atol=1e-5)
