@@ -175,6 +175,8 @@ class Config:
     """folder of photographs to learn from"""
     style_px: int | None = 256
     """longest side of the style images while training (none: as they are)"""
+    warm_start: str | None = None
+    """a trained run to begin with, of the same network, of any styles, with a memory or without"""
     photo_px: int | None = None
     """shorter side that photographs have while training (none: a quarter more than their crops)"""
     perception: Perception = Perception()

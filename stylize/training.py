@@ -15,6 +15,7 @@ import optax
 import optax.contrib
 from jax.sharding import Mesh
 
+from lib import config as configs
 from lib import images
 from lib.checkpoint import Checkpoints, check_finished, restore_finished
 from lib.data import Beside, Resident
@@ -175,13 +176,43 @@ class Materials:
     """uint8 [squares, s, s, 3]"""
     grams: Arrays
     """{layer: [styles, c, c]} of the styles"""
+    params: Any
+    """what the network begins with"""
 
 
 def load_materials(config: Config, network: LossNetwork) -> Materials:
-    """Raises UserError for unreadable images, no photographs, and styles that are too small for the layers."""
+    """Raises UserError for unreadable images, no photographs, styles that are too small for the layers, and a run to
+    begin with that is no finished one or of another network.
+    """
+    params = initial_params(config)
     grams = style_targets(config, network, network.params)
     side = config.photo_px or round(_MARGIN * config.optim.crop_px)
-    return Materials(data.squares(images.files(Path(config.photos)), side), grams)
+    return Materials(data.squares(images.files(Path(config.photos)), side), grams, params)
+
+
+def initial_params(config: Config) -> Any:
+    """The parameters of the run to begin with, in the shapes of this one's; drawn at random where there is none.
+
+    Styles beyond those that it has begin like its last; what a memory brings to the first convolution begins with zero.
+    Raises UserError where the run is not finished, or its network another one.
+    """
+    if config.warm_start is None:
+        return start_state(config).params
+    folder, values = RunFolder.open(Path(config.warm_start), "stylize")
+    known = configs.from_json(Config, values)
+    if dataclasses.replace(known.network, memory=config.network.memory) != config.network:
+        raise UserError(f"{config.warm_start} has another network: repeat its --network options")
+    rows = [min(k, len(known.styles) - 1) for k in range(len(config.styles))] + [len(known.styles)]
+
+    def fitted(wanted: jax.Array, found: np.ndarray) -> np.ndarray:
+        if found.ndim == 2:  # scales or shifts of the styles, the last of which is none
+            return found[np.array(rows)]
+        missing = max(wanted.shape[-2] - found.shape[-2], 0) if found.ndim == 4 else 0
+        if missing:
+            found = np.pad(found, ((0, 0), (0, 0), (0, missing), (0, 0)))
+        return found[..., : wanted.shape[-2], :] if found.ndim == 4 else found
+
+    return jax.tree.map(fitted, start_state(config).params, open_run(known, folder).params)
 
 
 def choose_mesh(config: Config, devices: int | None) -> Mesh:
@@ -213,7 +244,7 @@ def train(
         for name, image in zip(style_names(config), data.load_styles(config.styles, 512), strict=True):
             images.write(folder.path / "styles" / f"{name}.png", image)
     with Checkpoints(folder.checkpoints / NAME) as checkpoints:
-        fresh = place(start_state(config), mesh)
+        fresh = place(dataclasses.replace(start_state(config), params=materials.params), mesh)
         state = checkpoints.restore(fresh)
         done = 0 if state is None else int(state.step)
         if done < config.optim.steps:

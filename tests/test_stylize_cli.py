@@ -1,11 +1,13 @@
 """python -m stylize: what is refused, in one line, soon and without a trace, and images of every kind."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import av
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -196,6 +198,8 @@ REFUSED = [
     (f"train style.png {TRAIN} --out run --resume", "run was started with another configuration"),
     (f"train style.png {TRAIN} --out other --resume", "other is a run of ncsn, not of stylize"),
     (f"train style.png {TRAIN} --out strange", "it holds holiday.txt"),
+    (f"train style.png {TRAIN} --warm-start stopped", "the training of transfer is not finished"),
+    (f"train style.png {TRAIN} --warm-start run --network.width 3", "run has another network"),
     ("train run --optim.steps 3 --resume", "optim.steps was 2, now 3"),
     ("train other --resume", "other is a run of ncsn, not of stylize"),
     # apply
@@ -277,6 +281,20 @@ def test_refused(template, untouched, in_process, monkeypatch, line, message):
     after = contents(template)
     assert after.keys() == untouched.keys(), after.keys() ^ untouched.keys()
     assert after == untouched
+
+
+def test_a_training_begins_with_the_weights_of_another(template):
+    """Styles beyond those that it knows begin like its last; the set that is no style stays the last one."""
+    known = training.start_state(CONFIG).params
+    styles, network = ("style.png", "other.png", "third.png"), dataclasses.replace(CONFIG.network, memory=True)
+    config = dataclasses.replace(CONFIG, styles=styles, network=network, warm_start=str(template / "run"))
+    found = training.initial_params(config)
+    shapes = jax.tree.map(jnp.shape, training.start_state(config).params)
+    assert jax.tree.map(jnp.shape, found) == shapes
+    np.testing.assert_array_equal(found["Norm_0"]["bias"], known["Norm_0"]["bias"][np.array([0, 1, 1, 2])])
+    first, before = found["Reflected_0"]["conv"]["kernel"], known["Reflected_0"]["conv"]["kernel"]
+    np.testing.assert_array_equal(first, np.concatenate([before, np.zeros((9, 9, 4, 2))], axis=2))
+    np.testing.assert_array_equal(found["Upsampled_0"]["kernel"], known["Upsampled_0"]["kernel"])
 
 
 @pytest.mark.parametrize(
