@@ -110,13 +110,15 @@ def evaluate(
     spent_s = _seconds(lambda: stylize(chosen[0], mix))
     numbers["network.seconds"] = spent_s
     pictures = [_contact_sheet(chosen, made, out)]
-    curves = {}
+    curves: dict[str, list[float]] = {}
+    measured: dict[str, np.ndarray] = {}
     for name in options.against:
         method = BASELINES[name]
         say(f"{options.iterations} iterations of {method.optimizer} from {method.start} on each")
         run = compile_trace(network, trained.config.perception, method, mesh, options.iterations)
         traces, optimized, each_s, evaluations = _optimized(run, judge, chosen, method.start, mesh, say)
-        equal = np.array([_reached(trace, value) for trace, value in zip(traces, net, strict=True)])
+        measured[name] = traces
+        equal = _reached(traces, net)
         numbers |= {
             f"{name}.equal_iterations": float(np.mean(np.minimum(equal, options.iterations))),
             f"{name}.equal_iterations.sd": float(np.std(np.minimum(equal, options.iterations))),
@@ -130,6 +132,12 @@ def evaluate(
         curves[name] = list(traces.mean(0)[1:])
         if name == "lbfgs_content":
             pictures.append(_contact_sheet(chosen, optimized, out, "lbfgs"))
+    if "adam_noise" in measured and "lbfgs_noise" in measured:
+        count = float(np.mean(_reached(measured["lbfgs_noise"], measured["adam_noise"][:, -1])))
+        numbers["lbfgs_noise.equals_adam_iterations"] = count
+        numbers["lbfgs_noise.equals_adam_share_of_seconds"] = (
+            count / options.iterations * numbers["lbfgs_noise.seconds"] / numbers["adam_noise.seconds"]
+        )
     curves["the network"] = [float(net.mean())] * options.iterations
     steps = list(range(1, options.iterations + 1))
     series = {name: (steps, values) for name, values in curves.items()}
@@ -167,10 +175,13 @@ def _optimized(
     return np.stack(traces), results, float(np.median(seconds)), float(np.mean(evaluations))
 
 
-def _reached(trace: np.ndarray, value: float) -> float:
-    """The first iteration after which the objective is at most `value`; one more than there are where none is."""
-    below = np.flatnonzero(trace <= value)
-    return float(below[0]) if len(below) else float(len(trace))
+def _reached(traces: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """[photos]: the first iteration after which the objective is at most the photograph's value.
+
+    `traces` [photos, iterations + 1], `values` [photos]; one more than there are iterations where it never is.
+    """
+    below = traces <= values[:, None]
+    return np.where(below.any(1), below.argmax(1), traces.shape[1])
 
 
 def _seconds(call: Callable[[], object], repeats: int = 7) -> float:
@@ -259,6 +270,7 @@ def _protocol(trained: Trained, network: LossNetwork, options: Evaluation, photo
         "place of the result. lbfgs_START: L-BFGS (memory 10, zoom line search) on the pixels of each photograph, "
         f"from noise or from itself; adam_noise: Adam at {Optimization().lr:g}. equal_iterations: after how many "
         "iterations its objective is at most the network's, the limit counted where it never is (never_reached: "
-        "share of photographs). seconds: median, without compilation. spectral_peak: power at the frequencies 1/2 and "
-        "1/4 over that beside them. border_contrast: of the outer 8 pixels over the inner, relative to photographs."
+        "share of photographs). seconds: median, without compilation. equals_adam: how many iterations of L-BFGS come "
+        "to where all of Adam's do, and their time as a share of Adam's. spectral_peak: power at the frequencies 1/2 "
+        "and 1/4 over that beside them. border_contrast: of the outer 8 pixels over the inner, relative to photographs."
     )
