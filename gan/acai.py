@@ -23,7 +23,6 @@ on the same device, so that the number of devices changes no pair and mixing nee
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,10 +31,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from lib.conv import Conv
+from lib.initial import initialised, normal, xavier
 from lib.run import UserError
 from lib.shard import example_keys
 from lib.train import Loss, Metrics
@@ -104,8 +103,10 @@ OPTIONS: dict[str, Options] = {
 """The published configurations, by data set and dimensions of the latents."""
 
 
-def _conv(features: int, size: int = 3) -> Conv:
-    return Conv(features, (size, size))
+def _conv(x: jax.Array, features: int, size: int = 3) -> jax.Array:
+    # He's variance for the rectifiers' slope, less a factor of 2 that the published code leaves out.
+    std = ((1 + SLOPE**2) * size * size * x.shape[-1]) ** -0.5
+    return Conv(features, (size, size), kernel_init=normal(std))(x)
 
 
 def _rectified(x: jax.Array) -> jax.Array:
@@ -133,13 +134,13 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = _conv(self.depth, 1)(x)
+        x = _conv(x, self.depth, 1)
         for scale in range(self.scales):
             for _ in range(2):
-                x = _rectified(_conv(self.depth << scale)(x))
+                x = _rectified(_conv(x, self.depth << scale))
             x = _halved(x)
-        x = _rectified(_conv(self.depth << self.scales)(x))
-        return _conv(self.features)(x)
+        x = _rectified(_conv(x, self.depth << self.scales))
+        return _conv(x, self.features)
 
 
 class Decoder(nn.Module):
@@ -153,10 +154,10 @@ class Decoder(nn.Module):
     def __call__(self, z: jax.Array) -> jax.Array:
         for scale in reversed(range(self.scales)):
             for _ in range(2):
-                z = _rectified(_conv(self.depth << scale)(z))
+                z = _rectified(_conv(z, self.depth << scale))
             z = _doubled(z)
-        z = _rectified(_conv(self.depth)(z))
-        return _conv(self.channels)(z)
+        z = _rectified(_conv(z, self.depth))
+        return _conv(z, self.channels)
 
 
 class Critic(nn.Module):
@@ -178,33 +179,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        return nn.Dense(self.classes, kernel_init=nn.initializers.glorot_uniform())(z.reshape(len(z), -1))
-
-
-def _initial(key: jax.Array, nets: dict[str, tuple[nn.Module, tuple[int, ...]]]) -> Params:
-    """Parameters of nets of convolutions, {name: (net, shape of its input)}: biases 0, kernels N(0, 1 / (1.04 fan_in)).
-
-    The variance is He's for the rectifiers' slope, less a factor of 2 that the published code leaves out.
-    """
-
-    def of(net: nn.Module, shape: tuple[int, ...]) -> Params:
-        return jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros(shape))["params"])
-
-    leaves, tree = jax.tree.flatten({name: of(*net) for name, net in nets.items()})
-    return jax.tree.unflatten(tree, _drawn(key, tuple(leaf.shape for leaf in leaves)))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _drawn(key: jax.Array, shapes: tuple[tuple[int, ...], ...]) -> list[jax.Array]:
-    # One draw is cut into all kernels: a random program for each takes a minute to compile.
-    ends = np.cumsum([math.prod(shape) if len(shape) > 1 else 0 for shape in shapes])
-    normal = jax.random.normal(key, (int(ends[-1]),))
-    return [
-        normal[end - math.prod(shape) : end].reshape(shape) / math.sqrt((1 + SLOPE**2) * math.prod(shape[:-1]))
-        if len(shape) > 1
-        else jnp.zeros(shape)
-        for shape, end in zip(shapes, ends.tolist(), strict=True)
-    ]
+        return nn.Dense(self.classes, kernel_init=xavier())(z.reshape(len(z), -1))
 
 
 Function = Callable[[Params, jax.Array], jax.Array]
@@ -236,7 +211,7 @@ def acai(options: Options, channels: int, classes: int = 0) -> Model:
     shape = (1, options.size_px, options.size_px, channels)
 
     def init(key):
-        return {**model.init(key), **_initial(jax.random.fold_in(key, 2), {"critic": (net, shape)})}
+        return {**model.init(key), "critic": _initial(net, shape, jax.random.fold_in(key, 3))}
 
     def criticise(params, x):
         return net.apply({"params": params["critic"]}, pixels(x, options.size_px))
@@ -271,10 +246,10 @@ def autoencoder(options: Options, channels: int, classes: int = 0) -> Model:
 
     def init(key):
         nets = {"encoder": (encoder, image_shape), "decoder": (decoder, latent_shape)}
-        params = _initial(jax.random.fold_in(key, 0), nets)
         if classes:
-            params["classifier"] = classifier.init(jax.random.fold_in(key, 1), jnp.zeros(latent_shape))["params"]
-        return params
+            nets["classifier"] = (classifier, latent_shape)
+        keys = [jax.random.fold_in(key, i) for i in range(len(nets))]
+        return {name: _initial(net, shape, k) for k, (name, (net, shape)) in zip(keys, nets.items(), strict=True)}
 
     def encode(params, x):
         return encoder.apply({"params": params["encoder"]}, pixels(x, options.size_px))
@@ -339,6 +314,10 @@ def interpolate(start: jax.Array, end: jax.Array, frames: int) -> jax.Array:
     """On straight lines from `start` to `end`, [...] each and both included -> [frames, ...], frames >= 2."""
     t = jnp.linspace(0.0, 1.0, frames).reshape(-1, *[1] * start.ndim)
     return (1 - t) * start + t * end
+
+
+def _initial(net: nn.Module, shape: tuple[int, ...], key: jax.Array) -> Params:
+    return initialised(net, jnp.zeros(shape))(key)["params"]
 
 
 def _classified(classify: Function | None, params: Params, z: jax.Array, batch: Any) -> tuple[jax.Array, Metrics]:

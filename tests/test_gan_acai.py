@@ -15,8 +15,7 @@ from lib.run import UserError
 from lib.shard import fetch, make_mesh
 from lib.train import fit, init_state, make_step
 
-TINY = Options(size_px=8, depth=3, latent_width=4, latent_channels=2)
-FLAT = dataclasses.replace(TINY, latent_width=8)  # fewer layers to compile
+TINY = Options(size_px=8, depth=3, latent_width=8, latent_channels=2)  # no scales: fewer layers to compile
 CLASSES = 3
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(-1, 1, (8, 8, 8, 1)).astype(np.float32)
@@ -101,7 +100,7 @@ def test_initial_weights():
 
 def test_networks_pool_and_upsample():
     """With kernels that copy, an encoder is the mean over squares of pixels, and a decoder repeats pixels."""
-    model = autoencoder(dataclasses.replace(TINY, depth=1, latent_channels=1), 1)
+    model = autoencoder(dataclasses.replace(TINY, depth=1, latent_width=4, latent_channels=1), 1)
     params = jax.tree.map(jnp.zeros_like, model.init(KEY))
     for tree in params.values():
         for conv in tree.values():
@@ -185,7 +184,7 @@ def test_the_baseline_has_the_squared_error_alone(params):
 
 
 def trained(devices):
-    model, tx = acai(FLAT, 1, CLASSES), optax.sgd(0.1)
+    model, tx = acai(TINY, 1, CLASSES), optax.sgd(0.1)
     state = init_state(model.init(jax.random.key(2)), tx, jax.random.key(3))
     before = fetch(state.params)
     logged = []
