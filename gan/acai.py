@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gan.blocks import doubled, halved
 from lib.conv import Conv
 from lib.initial import initialised, normal, xavier
 from lib.run import UserError
@@ -113,18 +114,6 @@ def _rectified(x: jax.Array) -> jax.Array:
     return nn.leaky_relu(x, SLOPE)
 
 
-def _halved(x: jax.Array) -> jax.Array:
-    """Means of 2 x 2 pixels."""
-    b, h, w, c = x.shape
-    return jnp.mean(x.reshape(b, h // 2, 2, w // 2, 2, c), (2, 4))
-
-
-def _doubled(x: jax.Array) -> jax.Array:
-    """Each pixel four times."""
-    b, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
-
-
 class Encoder(nn.Module):
     """[b, h, w, c] -> [b, h / 2^scales, w / 2^scales, features]."""
 
@@ -138,7 +127,7 @@ class Encoder(nn.Module):
         for scale in range(self.scales):
             for _ in range(2):
                 x = _rectified(_conv(x, self.depth << scale))
-            x = _halved(x)
+            x = halved(x)
         x = _rectified(_conv(x, self.depth << self.scales))
         return _conv(x, self.features)
 
@@ -155,7 +144,7 @@ class Decoder(nn.Module):
         for scale in reversed(range(self.scales)):
             for _ in range(2):
                 z = _rectified(_conv(z, self.depth << scale))
-            z = _doubled(z)
+            z = doubled(z)
         z = _rectified(_conv(z, self.depth))
         return _conv(z, self.channels)
 
