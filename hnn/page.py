@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -263,7 +262,6 @@ def summary(numbers: dict[str, float]) -> str:
 
 
 def _write_page(config: Config, system: System, folder: RunFolder, numbers: dict, pictures: list[Picture]) -> None:
-    record = json.loads((folder.path / "environment.json").read_text(encoding="utf-8"))
     page = Page(
         f"Hamiltonian networks: {system.name.replace('_', ' ')}",
         "Networks that learn a conserved quantity from trajectories, compared with a plain network, with Euler's "
@@ -276,9 +274,5 @@ def _write_page(config: Config, system: System, folder: RunFolder, numbers: dict
     page.heading("Pictures")
     for path, caption in pictures:
         page.figure(path, caption)
-    page.heading("How to repeat it")
-    page.code(f"python -m hnn train --config {folder.path.name}/config.json --out NEW_FOLDER")
-    page.code((folder.path / "config.json").read_text(encoding="utf-8"), summary="configuration")
-    page.code(json.dumps(record, indent=2), summary="environment")
-    page.code(json.dumps(numbers, indent=2), summary="all numbers")
+    page.repeat("hnn", folder, numbers)
     page.write(folder.path / "report.html")

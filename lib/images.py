@@ -194,6 +194,18 @@ def grid(images: np.ndarray, *, columns: int | None = None, gap_px: int = 2, lea
     return sheet
 
 
+def write_set(out: Path, images: np.ndarray) -> None:
+    """[n, h, w, c] in [-1, 1] as a grid (.png), as uint8 "images" (.npz), or as one file per image in a folder."""
+    if out.suffix == ".npz":
+        np.savez_compressed(out, images=to_uint8(images))
+    elif out.suffix == ".png":
+        write(out, grid(images))
+    else:
+        digits = len(str(len(images) - 1))
+        for i, image in enumerate(images):
+            write(out / f"{i:0{digits}}.png", image)
+
+
 def write_gif(path: Path, frames: np.ndarray, *, frames_per_s: float = 20.0) -> Path:
     """An endless animation of [t, h, w, c] in [-1, 1]."""
     path.parent.mkdir(parents=True, exist_ok=True)

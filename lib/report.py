@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.run import write_text
+from lib.run import RunFolder, write_text
 
 _STYLE = """
 body{font:16px/1.55 system-ui,sans-serif;color:#1b1f24;background:#fff;max-width:1080px;margin:2.5rem auto;
@@ -66,6 +67,18 @@ class Page:
         self._parts.append(
             f'<figure><img src="data:{mime};base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
         )
+
+    def repeat(self, package: str, folder: RunFolder, numbers: dict[str, float]) -> None:
+        """How the run of a package is repeated: the command, the configuration, the environment and all numbers."""
+        self.heading("How to repeat it")
+        self.code(f"python -m {package} train --config {folder.path.name}/config.json --out NEW_FOLDER")
+        self.records(folder, numbers)
+
+    def records(self, folder: RunFolder, numbers: dict[str, float]) -> None:
+        """What a run folder holds as JSON, each folded away."""
+        for name, summary in (("config", "configuration"), ("environment", "environment")):
+            self.code((folder.path / f"{name}.json").read_text(encoding="utf-8"), summary=summary)
+        self.code(json.dumps(numbers, indent=2), summary="all numbers")
 
     def write(self, path: Path) -> Path:
         return _write(path, self._title, "\n".join(self._parts))

@@ -304,11 +304,11 @@ class RunFolder:
         if not self.primary:
             return lambda step, metrics: None
         rows = self.metrics()
-        key = f"{name}.loss"
-        kept = [row for row in rows if key not in row or row["step"] <= resumed_step]
+        ours = lambda row: any(key.startswith(f"{name}.") for key in row)  # noqa: E731
+        kept = [row for row in rows if not ours(row) or row["step"] <= resumed_step]
         path = self.path / "metrics.jsonl"
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-        spent_s = max((row["wall_s"] for row in kept if key in row), default=0.0)
+        spent_s = max((row["wall_s"] for row in kept if ours(row)), default=0.0)
         start = time.perf_counter() - spent_s
 
         def log(step: int, metrics: dict[str, float]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from scipy.special import ndtri
 
-from ncsn.initial import constant, normal, xavier
+from lib.initial import constant, normal, xavier
 
 Features = Literal["positional", "fourier"]
 

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lib import images, plot
-from lib.images import grid, to_uint8, write, write_gif
+from lib.images import grid, to_uint8, write, write_gif, write_set
+from lib.latents import slerp
+from lib.pixels import dequantized
 from lib.run import UserError
 from lib.shard import local_mesh
 from ncsn import constraints, experiment, guidance, ode
@@ -19,7 +21,6 @@ from ncsn.config import Config, Sampling, parse_sampler
 from ncsn.experiment import Trained
 from ncsn.likelihood import bits_per_dim as to_bits
 from ncsn.likelihood import log_likelihood
-from ncsn.loss import dequantized
 from ncsn.samplers import Point, Sampler, compile_rows, default_width
 from ncsn.sampling import Condition, draw_samples, from_pixels, score_function, to_pixels
 from ncsn.sde import Score
@@ -68,14 +69,7 @@ def _write_samples(config: Config, out: Path, x: np.ndarray, points: bool) -> No
             np.savez(out.with_suffix(".npz"), x=x)
         return
     pixels = to_pixels(config, x)
-    if out.suffix == ".npz":
-        np.savez_compressed(out, images=to_uint8(pixels))
-    elif out.suffix == ".png":
-        write(out, grid(pixels))
-    else:
-        digits = len(str(len(pixels) - 1))
-        for i, image in enumerate(pixels):
-            write(out / f"{i:0{digits}}.png", image)
+    write_set(out, pixels)
 
 
 def _labels(trained: Trained, label: int | None, count: int, name: str) -> np.ndarray | None:
@@ -205,7 +199,7 @@ def interpolation(config: Config, trained: Trained, path: Path, *, seed: int = 0
     """Rows of images between two latents of the probability-flow ODE each, on the arc between them."""
     ends = jax.random.normal(jax.random.key(seed), (2, _ROWS, *trained.facts.shape))
     weights = jnp.linspace(0, 1, _COLUMNS)
-    between = jnp.concatenate([ode.slerp(a, b, weights) for a, b in zip(*ends, strict=True)])
+    between = jnp.concatenate([slerp(a, b, weights) for a, b in zip(*ends, strict=True)])
     classes = trained.model.classes
     label = np.repeat(np.arange(_ROWS) % classes, _COLUMNS) if classes else None
     options = parse_sampler("heun:35", config.sampling)

@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 
 import jax
 import numpy as np
-from PIL import Image, ImageOps
 
-from lib.data import load_labelled
-from lib.images import STILLS, files, opened
-from lib.metrics.images import Images, open_images
 from lib.run import UserError
-from ncsn.config import Config, Data
+from lib.sources import Dataset, load_images
+from ncsn.config import Config
 from ncsn.noise import largest_distance
 from ncsn.toys import NCSN_TOY
 
-LABELLED = ("digits", "mnist", "cifar10")
 _TOY_POINTS = 50_000
-_HELD_OUT = 10  # one of so many images of a folder is for testing
 _DISTANCES = 20_000  # images whose distances are looked at: a matter of seconds
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """{"image": uint8 [n, h, w, c], "label": int32 [n] where there are labels}, or {"x": float32 [n, d]}."""
-
-    train: dict[str, np.ndarray]
-    test: dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +58,8 @@ def load(config: Config) -> Dataset:
     data = config.data
     if data.source == "toy_mixture":
         found = _toy(config.seed)
-    elif data.source in LABELLED:
-        if data.size_px is not None:
-            raise UserError(f"data.size_px is for folders of images: {data.source} has its own size")
-        train, test = (load_labelled(data.source, split) for split in ("train", "test"))
-        found = Dataset(train, test)
     else:
-        found = _files(data)
+        found = load_images(data.source, data.size_px, others=("toy_mixture",))
     rows = next(iter(found.train.values()))
     if config.optim.batch_size > len(rows):
         raise UserError(f"optim.batch_size is {config.optim.batch_size}, but there are only {len(rows)} examples")
@@ -106,31 +87,3 @@ def _toy(seed: int) -> Dataset:
     sample = jax.jit(NCSN_TOY.sample)
     train, test = (jax.random.split(key, _TOY_POINTS) for key in jax.random.split(jax.random.key(seed)))
     return Dataset({"x": np.asarray(sample(train))}, {"x": np.asarray(sample(test))})
-
-
-def _files(data: Data) -> Dataset:
-    path = Path(data.source)
-    if not path.exists():
-        raise UserError(f"{data.source}: no such folder or file; data.source is toy_mixture, {', '.join(LABELLED)}, a "
-                        "folder of images or a .npz file")  # fmt: skip
-    pixels = _squares(path, data.size_px) if path.is_dir() and data.size_px else _as_they_are(open_images(str(path)))
-    if len(pixels) < 2 * _HELD_OUT:
-        raise UserError(f"{data.source} holds {len(pixels)} images: at least {2 * _HELD_OUT} are needed")
-    order = np.random.Generator(np.random.Philox(0)).permutation(len(pixels))
-    test, train = np.split(order, [len(pixels) // _HELD_OUT])
-    return Dataset({"image": pixels[train]}, {"image": pixels[test]})
-
-
-def _as_they_are(images: Images) -> np.ndarray:
-    return np.concatenate(list(images.batches(1000)))
-
-
-def _squares(folder: Path, size_px: int) -> np.ndarray:
-    """All images of a folder, cropped to the square in their middle and resized, uint8 [n, size_px, size_px, 3]."""
-    names = files(folder, STILLS)
-    out = np.empty((len(names), size_px, size_px, 3), np.uint8)
-    for i, path in enumerate(names):
-        with opened(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            out[i] = np.asarray(ImageOps.fit(upright, (size_px, size_px), Image.Resampling.LANCZOS))
-    return out

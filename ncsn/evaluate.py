@@ -9,24 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import scipy.special
 
 from lib import features, images, plot
-from lib.features.net import FeatureNet, outputs
-from lib.metrics.images import of_array
-from lib.metrics.manifold import nearest
-from lib.metrics.measure import measure
+from lib.features.net import FeatureNet
+from lib.judge import CONFIDENT, Judge, neighbours, read
 from lib.shard import local_mesh
+from lib.sources import Dataset
 from ncsn import commands
 from ncsn.config import Config, parse_sampler
-from ncsn.data import Dataset
 from ncsn.experiment import Trained
 from ncsn.sampling import Samples, draw_samples, to_pixels
 
 Picture = tuple[Path, str]
 _SHOWN, _FRAMES, _NEIGHBOURS, _INPAINTED = 100, 8, 8, 500
-_CONFIDENT = 0.9
-_BATCH = 500
 
 
 def evaluate(
@@ -46,11 +41,11 @@ def evaluate(
             mesh=local_mesh(), seed=config.seed, noisy=options.denoise, progress=label, **(asked or {}),
         )  # fmt: skip
         pixels = images.to_uint8(to_pixels(config, found.x))
-        numbers |= judge.numbers(label, pixels, found.nfe)
+        numbers |= _numbers(judge, label, pixels, found.nfe)
         points.append((options.sampler, found.nfe, numbers[f"{label}.fid.{net.name}"]))
         if found.diagnostics.noisy is not None:
             noisy = images.to_uint8(to_pixels(config, found.diagnostics.noisy))
-            numbers |= judge.numbers(f"{label}.noisy", noisy, found.nfe - found.per_score)
+            numbers |= _numbers(judge, f"{label}.noisy", noisy, found.nfe - found.per_score)
         path = images.write(out / f"samples_{label}.png", images.grid(to_pixels(config, found.x[:_SHOWN])))
         pictures.append((path, f"The first {_SHOWN} samples of {label}, uncurated."))
         if k == 0:
@@ -64,42 +59,8 @@ def evaluate(
     return numbers, pictures, _protocol(config, net)
 
 
-class Judge:
-    """The metrics of image sets against the training images, and a classifier's reading of them where there is one."""
-
-    def __init__(self, net: FeatureNet, data: Dataset):
-        self.net, self.data = net, data
-        self._train = of_array(data.train["image"], "training images")
-        self.reads = "label" in data.train and net.name in features.CLASSIFIERS
-
-    def floor(self) -> dict[str, float]:
-        """Real test images in the place of samples."""
-        return self.numbers("real", self.data.test["image"], None)
-
-    def numbers(self, name: str, pixels: np.ndarray, nfe: float | None) -> dict[str, float]:
-        """{"NAME.fid.NET": ..., "NAME.fid.NET.sd": ..., ...} of uint8 images [n, h, w, c]."""
-        metrics = ("fid", "is", "kid", "precision", "recall", "density", "coverage", "copying")
-        found = measure(self._train, of_array(pixels, name), self.net, metrics=metrics, mesh=local_mesh())
-        out = {}
-        for metric, result in found.items():
-            out[f"{name}.{metric}"] = result.value
-            out[f"{name}.{metric}.sd"] = result.uncertainty
-        if self.reads:
-            chances = scipy.special.softmax(read(self.net, pixels)[1], axis=-1)
-            shares = np.bincount(chances.argmax(-1), minlength=chances.shape[1]) / len(chances) * chances.shape[1]
-            out[f"{name}.confident"] = float(np.mean(chances.max(-1) > _CONFIDENT))
-            out[f"{name}.smallest_class"] = float(shares.min())
-            out[f"{name}.largest_class"] = float(shares.max())
-        if nfe is not None:
-            out |= {f"{name}.nfe": nfe, f"{name}.samples": len(pixels)}
-        return out
-
-
-def read(net: FeatureNet, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(features [n, d], logits [n, classes]) of uint8 images, the batch spread over this process's devices."""
-    batches = (pixels[i : i + _BATCH] for i in range(0, len(pixels), _BATCH))
-    pools, logits = zip(*outputs(net, batches, batch_size=_BATCH, mesh=local_mesh()), strict=True)
-    return np.concatenate(pools), np.concatenate(logits)
+def _numbers(judge: Judge, name: str, pixels: np.ndarray, nfe: float) -> dict[str, float]:
+    return {**judge.numbers(name, pixels), f"{name}.nfe": nfe, f"{name}.samples": len(pixels)}
 
 
 def _of_first(
@@ -117,19 +78,7 @@ def _of_first(
         ax.semilogy(steps, getattr(found.diagnostics, name), color=plot.COLORS[0])
         ax.set(xlabel="step", title=name.replace("_", " "))
     pictures.append((plot.save(figure, out / "diagnostics.png"), "Along the chain, means over samples."))
-    some = pixels[:_NEIGHBOURS]
-    near = _nearest(net, data.train["image"], some)
-    sheet = np.concatenate([some, data.train["image"][near]]).astype(np.float32) / 127.5 - 1
-    path = images.write(out / "neighbours.png", images.grid(sheet, columns=_NEIGHBOURS))
-    return [
-        *pictures,
-        (path, f"Samples, and below each the training image nearest to it in the features of {net.name}."),
-    ]
-
-
-def _nearest(net: FeatureNet, train: np.ndarray, some: np.ndarray) -> np.ndarray:
-    """For each of `some` the number of the nearest of `train`."""
-    return nearest(read(net, train)[0], read(net, some)[0])[0][:, 0]
+    return [*pictures, neighbours(out / "neighbours.png", net, data.train["image"], pixels[:_NEIGHBOURS])]
 
 
 def quality(path: Path, points: list[tuple[str, float, float]], floor: float, net: str) -> Picture:
@@ -177,7 +126,7 @@ def _protocol(config: Config, net: FeatureNet) -> str:
         f"training images; features of {net.name} (weights {net.weights_sha256[:12]}): scores compare with nothing "
         "but scores of the same features. real: test images in the place of samples. noisy: samples before the last, "
         f"denoising step. confident: share of samples that {net.name} reads with a probability above "
-        f"{_CONFIDENT:g}; smallest_class and largest_class: share of the rarest and the commonest class among its "
+        f"{CONFIDENT:g}; smallest_class and largest_class: share of the rarest and the commonest class among its "
         "readings, over 1 / number of classes. nfe: evaluations of the network per sample. copying: 1 for copies of "
         "training images, for fresh samples what test images score. inpainting: the right half of test images by "
         f"{config.evaluation.inpainting} ({config.sampling.constraint}), without telling the class."

@@ -16,14 +16,16 @@ from jax.sharding import Mesh
 from lib.checkpoint import Checkpoints, check_finished, restore_finished
 from lib.config import from_json, to_json
 from lib.data import Resident
+from lib.pixels import Pixels
 from lib.run import RunFolder, read_json, write_json
 from lib.shard import fetch, place
+from lib.sources import Dataset
 from lib.train import Loss, State, fit, init_state, make_step, warmed_up
 from ncsn import loss as losses
 from ncsn import model as models
 from ncsn.blocks import MLP
 from ncsn.config import Config
-from ncsn.data import Dataset, Facts
+from ncsn.data import Facts
 from ncsn.model import ScoreModel
 from ncsn.noise import Draw, geometric, levels_for, log_normal, uniform_level
 from ncsn.sde import VE, VP, SubVP, uniform_time
@@ -111,7 +113,7 @@ def noise_levels(config: Config, facts: Facts) -> Draw:
 def build_loss(config: Config, facts: Facts, model: ScoreModel) -> Loss:
     """The objective of a configuration."""
     draw, data = noise_levels(config, facts), config.data
-    pixels = losses.Pixels(model.pixel_range, data.dequantize, data.flip)
+    pixels = Pixels(model.pixel_range, data.dequantize, data.flip)
     if config.optim.loss == "sliced":
         return losses.sliced_noisy(model.score, draw, pixels)
     if config.network.kind == "v1":

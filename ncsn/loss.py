@@ -12,7 +12,6 @@ none of them.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lib.pixels import Pixels, split_each
 from lib.run import UserError
 from lib.shard import example_keys
 from lib.train import Loss
@@ -27,43 +27,6 @@ from ncsn.noise import Draw, expand
 
 ScoreFn = Callable[[Any, jax.Array, jax.Array], jax.Array]  # (params, x [b, ...], sigma [b]) -> [b, ...]
 Weight = Callable[[jax.Array], jax.Array]  # sigma [b] -> [b]
-
-
-@dataclasses.dataclass(frozen=True)
-class Pixels:
-    """How uint8 images become the floats that a network sees."""
-
-    range: tuple[float, float] = (-1.0, 1.0)
-    """what black and white become: (0, 1) for NCSN v1 and v2, (-1, 1) for the others"""
-    dequantize: bool = False
-    """spread each grey level evenly over its 1/256 of the range, as NCSN v1 and likelihoods do"""
-    flip: bool = False
-    """mirror every second image, left to right"""
-
-    def __call__(self, images: jax.Array, keys: jax.Array) -> jax.Array:
-        """uint8 [b, h, w, c] -> float32, with the keys [b] of the examples. ValueError for other types."""
-        if images.dtype != jnp.uint8:
-            raise ValueError(f"images must be uint8, not {images.dtype}")
-        dequantize_keys, flip_keys = _split(keys, 2)
-        unit = dequantized(images, dequantize_keys) if self.dequantize else images.astype(jnp.float32) / 255
-        low, high = self.range
-        x = low + (high - low) * unit
-        return flipped(x, flip_keys) if self.flip else x
-
-
-def dequantized(images: jax.Array, keys: jax.Array) -> jax.Array:
-    """(image + U[0, 1)) / 256, in [0, 1): NCSN v1's x / 256 * 255 + U / 256 for its x = image / 255.
-
-    U has 16 bits: with more, 255 + U would round to 256, which is the next level's.
-    """
-    bits = jax.vmap(lambda key: jax.random.bits(key, images.shape[1:], jnp.uint16))(keys)
-    return images.astype(jnp.float32) / 256 + bits.astype(jnp.float32) / 2**24
-
-
-def flipped(images: jax.Array, keys: jax.Array) -> jax.Array:
-    """Each of [b, h, w, c] mirrored left to right with probability 1/2."""
-    flip = jax.vmap(jax.random.bernoulli)(keys)
-    return jnp.where(expand(flip, images), images[:, :, ::-1], images)
 
 
 def dropped(label: jax.Array, keys: jax.Array, probability: float, classes: int) -> jax.Array:
@@ -203,15 +166,10 @@ class _Drawn(NamedTuple):
 def _draw(batch: Any, key: jax.Array, draw: Draw, pixels: Pixels) -> _Drawn:
     """Everything random about the examples of a batch; what a loss does not use, XLA removes."""
     raw = batch["image"] if "image" in batch else batch["x"]
-    pixel_keys, level_keys, noise_keys, *others = _split(example_keys(key, len(raw)), 6)
+    pixel_keys, level_keys, noise_keys, *others = split_each(example_keys(key, len(raw)), 6)
     x = pixels(raw, pixel_keys) if "image" in batch else raw
     z = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(noise_keys)
     return _Drawn(x, jax.vmap(draw)(level_keys), z, *others)
-
-
-def _split(keys: jax.Array, count: int) -> jax.Array:
-    """Keys [b] as [count, b]."""
-    return jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
 
 
 def _squares(error: jax.Array) -> jax.Array:
@@ -229,7 +187,7 @@ def _sliced(
     # One forward pass for both. In reverse, because `lib.conv` has no forward mode on the CPU.
     s, pull_back = jax.vjp(score, x)
     traces = []
-    for each in _split(keys, projections):
+    for each in split_each(keys, projections):
         v = jax.vmap(lambda key: directions(key, x.shape[1:], s.dtype))(each)
         traces.append(jnp.sum(v * pull_back(v)[0], axis=tuple(range(1, x.ndim)), dtype=jnp.float32))
     return _squares(s.astype(jnp.float32)) / 2, sum(traces) / projections

@@ -29,9 +29,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lib.initial import initialised
 from lib.run import UserError
 from ncsn.blocks import MLP
-from ncsn.initial import initialised
 from ncsn.noise import expand
 from ncsn.refinenet import RefineNet
 from ncsn.unet import UNet

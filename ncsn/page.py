@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from lib import plot
 from lib.report import Page, metric_table, text_table
 from lib.run import RunFolder, write_json
+from lib.sources import Dataset
 from ncsn.config import Config
-from ncsn.data import Dataset
 from ncsn.experiment import Trained
 
 Picture = tuple[Path, str]
@@ -64,7 +63,6 @@ def summary(numbers: dict[str, float]) -> str:
 def _write_page(
     config: Config, folder: RunFolder, numbers: dict[str, float], protocol: str, pictures: list[Picture]
 ) -> None:
-    record = json.loads((folder.path / "environment.json").read_text(encoding="utf-8"))
     page = Page(
         f"Score network {config.network.kind} on {config.data.source}",
         "A network that learned the gradient of the log-density of noisy data, and the samples that follow it.",
@@ -75,9 +73,5 @@ def _write_page(
     page.heading("Pictures")
     for path, caption in pictures:
         page.figure(path, caption)
-    page.heading("How to repeat it")
-    page.code(f"python -m ncsn train --config {folder.path.name}/config.json --out NEW_FOLDER")
-    page.code((folder.path / "config.json").read_text(encoding="utf-8"), summary="configuration")
-    page.code(json.dumps(record, indent=2), summary="environment")
-    page.code(json.dumps(numbers, indent=2), summary="all numbers")
+    page.repeat("ncsn", folder, numbers)
     page.write(folder.path / "report.html")

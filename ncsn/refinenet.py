@@ -17,8 +17,8 @@ import numpy as np
 from jax import lax
 
 from lib.conv import Conv
+from lib.initial import constant, normal, uniform
 from ncsn.blocks import elu, pixel_mean
-from ncsn.initial import constant, normal, uniform
 
 EPS = 1e-5
 

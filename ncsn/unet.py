@@ -11,9 +11,9 @@ import numpy as np
 from jax import lax
 
 from lib.conv import Conv
+from lib.initial import constant, xavier
 from lib.run import UserError
 from ncsn.blocks import Embedding, Features, dropout, pixel_mean, worth_a_product
-from ncsn.initial import constant, xavier
 
 EPS = 1e-6
 HALF = 0.5**0.5

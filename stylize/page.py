@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +35,7 @@ def write(
     page.heading("Pictures")
     for path, caption in [*pictures, (_training_curve(folder, out), "Training: the objective and its terms.")]:
         page.figure(path, caption)
-    page.heading("How to repeat it")
-    page.code(f"python -m stylize train --config {folder.path.name}/config.json --out NEW_FOLDER")
-    _repeat(page, folder, numbers)
+    page.repeat("stylize", folder, numbers)
     page.write(out / "report.html")
     columns, rows = metric_table(numbers)
     keep = [0, *(j for j, column in enumerate(columns) if column in _MAIN)]
@@ -77,14 +74,8 @@ def write_image(folder: RunFolder, out: Path, task: Task, result: np.ndarray) ->
     page.heading("Numbers")
     page.table(*metric_table(numbers))
     page.text(protocol)
-    _repeat(page, folder, numbers)
+    page.records(folder, numbers)
     page.write(folder.path / "report.html")
-
-
-def _repeat(page: Page, folder: RunFolder, numbers: dict[str, float]) -> None:
-    page.code((folder.path / "config.json").read_text(encoding="utf-8"), summary="configuration")
-    page.code((folder.path / "environment.json").read_text(encoding="utf-8"), summary="environment")
-    page.code(json.dumps(numbers, indent=2), summary="all numbers")
 
 
 def _training_curve(folder: RunFolder, out: Path) -> Path:

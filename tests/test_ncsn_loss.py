@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from lib import pixels
+from lib.pixels import Pixels
 from lib.run import UserError
 from lib.shard import DATA, compile_step, example_keys, fetch, make_mesh, pmean
 from ncsn import loss as losses
 from ncsn import sde, toys
-from ncsn.loss import Pixels
 from ncsn.noise import expand, geometric, log_normal, uniform_level
 
 RNG = np.random.default_rng(0)
@@ -239,7 +240,7 @@ def test_pixels():
 
 def test_dequantization_fills_each_grey_level_evenly_and_stays_inside():
     white = np.full((40, 32, 32, 1), 255, np.uint8)
-    x = np.asarray(jax.jit(losses.dequantized)(white, jax.random.split(KEY, 40)))
+    x = np.asarray(jax.jit(pixels.dequantized)(white, jax.random.split(KEY, 40)))
     assert x.min() >= 255 / 256 and x.max() < 1
     within = x.astype(np.float64) * 256 - 255
     assert abs(within.mean() - 0.5) < 4 / np.sqrt(12 * x.size)
@@ -254,7 +255,7 @@ def test_flips_and_dropped_labels():
     @jax.jit
     def both(images, label):
         keys = example_keys(KEY, 2000)
-        return losses.flipped(images, keys), [losses.dropped(label, keys, p, 7) for p in (0.0, 0.1, 1.0)]
+        return pixels.flipped(images, keys), [losses.dropped(label, keys, p, 7) for p in (0.0, 0.1, 1.0)]
 
     flipped, dropped = jax.tree.map(np.asarray, both(images, label))
     mirrored, same = ((flipped == x).all((1, 2, 3)) for x in (images[:, :, ::-1], images))

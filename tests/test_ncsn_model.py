@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from ncsn_networks import LEVEL, SHAPE, SIGMA, SIGMAS, generator, images, random_params, refinenets
 
+from lib.initial import constant, initialised
 from lib.run import UserError
 from ncsn import model, refinenet
 from ncsn.blocks import MLP
-from ncsn.initial import constant, initialised
 from ncsn.model import edm, ncsn_v1, ncsn_v2
 from ncsn.unet import UNet
 

@@ -14,7 +14,7 @@ import scipy.spatial.distance
 from lib.run import UserError
 from ncsn import data, experiment
 from ncsn.__main__ import main
-from ncsn.config import PRESETS, SAMPLERS, Config, Noise, Sampling, parse_sampler
+from ncsn.config import PRESETS, SAMPLERS, Config, Data, Noise, Sampling, parse_sampler
 from ncsn.data import Facts
 from ncsn.noise import OVERLAP, overlap
 from ncsn.sampling import make_sampler
@@ -124,14 +124,14 @@ def test_a_folder_of_images_is_cropped_and_split(tmp_path):
         Image.fromarray(rng.integers(0, 256, (9 + i % 3, 12, 3), np.uint8)).save(tmp_path / f"{i}.png")
     config = replace(
         PRESETS["digits_v2"],
-        data=data.Data(str(tmp_path), size_px=8),
+        data=Data(str(tmp_path), size_px=8),
         optim=replace(PRESETS["digits_v2"].optim, batch_size=8),
     )
     found = data.load(config)
     assert found.train["image"].shape == (36, 8, 8, 3) and found.test["image"].shape == (4, 8, 8, 3)
     assert data.facts(found).classes == 0
     with pytest.raises(UserError, match="were 12 x 9|pixels"):
-        data.load(replace(config, data=data.Data(str(tmp_path))))
+        data.load(replace(config, data=Data(str(tmp_path))))
 
 
 FACTS = Facts((64,), 1000, 0, 0.1, 1.0, 12.0)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from ncsn_networks import generator, random_params
 
+from lib.initial import initialised
 from lib.run import UserError
 from ncsn import unet
 from ncsn.blocks import MLP, elu, pixel_mean
-from ncsn.initial import initialised
 from ncsn.model import edm, edm_energy
 from ncsn.unet import UNet
 

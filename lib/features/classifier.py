@@ -21,11 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lib import config as configs
+from lib.batch_norm import channel_moments
 from lib.conv import Conv
 from lib.features import CLASSIFIERS, weights
 from lib.features.net import FeatureNet, Features
 from lib.run import UserError
-from lib.shard import pmean
 
 FOLDER = Path(__file__).parent / "pretrained"
 
@@ -67,8 +67,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels)
         m, v = mean.value, variance.value
         if train:
-            m, square = pmean((_channel_means(x), _channel_means(x * x)))
-            v = jnp.maximum(square - m * m, 0.0)
+            m, v = channel_moments(x)
             if not self.is_initializing():
                 mean.value = _STATISTICS_DECAY * mean.value + (1 - _STATISTICS_DECAY) * jax.lax.stop_gradient(m)
                 variance.value = _STATISTICS_DECAY * variance.value + (1 - _STATISTICS_DECAY) * jax.lax.stop_gradient(v)
@@ -262,12 +261,6 @@ def serialize(design: Design, variables: Any) -> bytes:
     flat = weights.flat(variables)
     arrays = {name: np.asarray(x, np.float16 if np.ndim(x) > 1 else np.float32) for name, x in flat.items()}
     return save(arrays, metadata={"design": json.dumps(configs.to_json(design))})
-
-
-def _channel_means(x: jax.Array) -> jax.Array:
-    """[..., c] -> [c], as a matrix product: five times as fast on the CPU as its reduction over leading axes."""
-    rows = x.reshape(-1, x.shape[-1])
-    return (jnp.full((1, len(rows)), 1 / len(rows)) @ rows)[0]
 
 
 def _max_pool(x: jax.Array) -> jax.Array:

@@ -58,9 +58,10 @@ def uniform(bound: float) -> Initializer:
     return _initializer("uniform", 0.0, lambda shape: bound / 3**0.5)
 
 
-def xavier() -> Initializer:
-    """Uniform of variance 2 / (fan_in + fan_out), for kernels [..., inputs, outputs] (Glorot and Bengio 2010)."""
-    return _initializer("uniform", 0.0, lambda shape: (2 / (math.prod(shape[:-2]) * (shape[-2] + shape[-1]))) ** 0.5)
+def xavier(gain: float = 1.0) -> Initializer:
+    """Uniform of variance 2 gain^2 / (fan_in + fan_out), kernels [..., inputs, outputs] (Glorot and Bengio 2010)."""
+    fans = lambda shape: math.prod(shape[:-2]) * (shape[-2] + shape[-1])  # noqa: E731
+    return _initializer("uniform", 0.0, lambda shape: gain * (2 / fans(shape)) ** 0.5)
 
 
 def constant(value: float) -> Initializer:
@@ -86,7 +87,7 @@ def initialised(net: nn.Module, *args: Any) -> Callable[[jax.Array], Any]:
         def fill(path: tuple, leaf: Any) -> jax.Array:
             if not _is_draw(leaf):
                 if path[-1].key != "bias":
-                    raise TypeError(f"{jax.tree_util.keystr(path)} has an initialiser from outside ncsn.initial")
+                    raise TypeError(f"{jax.tree_util.keystr(path)} has an initialiser from outside lib.initial")
                 return jnp.zeros(leaf.shape, leaf.dtype)
             shape, dtype = leaf.value.shape, leaf.value.dtype
             if not leaf.std:

@@ -1,0 +1,1 @@
+"""Generative adversarial networks, and autoencoders with an adversarial regulariser."""

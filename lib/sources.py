@@ -1,0 +1,63 @@
+"""Sets of images to learn from, by the name that a configuration gives them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from lib.data import load_labelled
+from lib.images import STILLS, files, opened
+from lib.metrics.images import Images, open_images
+from lib.run import UserError
+
+LABELLED = ("digits", "mnist", "cifar10")
+_HELD_OUT = 10  # one of so many images of a folder is for testing
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """{"image": uint8 [n, h, w, c], "label": int32 [n] where there are labels}, or {"x": float32 [n, d]}."""
+
+    train: dict[str, np.ndarray]
+    test: dict[str, np.ndarray]
+
+
+def load_images(source: str, size_px: int | None, *, others: Sequence[str] = ()) -> Dataset:
+    """One of LABELLED, a folder of images, or a .npz file of them; a tenth of the images of a user's own is for tests.
+
+    `size_px`: images of a folder are cropped to the square in their middle and resized. `others`: what else the
+    caller's `source` may be. Raises UserError for what is missing, damaged, too small or mixed in size.
+    """
+    if source in LABELLED:
+        if size_px is not None:
+            raise UserError(f"data.size_px is for folders of images: {source} has its own size")
+        return Dataset(load_labelled(source, "train"), load_labelled(source, "test"))
+    path = Path(source)
+    if not path.exists():
+        known = ", ".join([*others, *LABELLED])
+        raise UserError(f"{source}: no such folder or file; data.source is {known}, a folder of images or a .npz file")
+    pixels = _squares(path, size_px) if path.is_dir() and size_px else _as_they_are(open_images(str(path)))
+    if len(pixels) < 2 * _HELD_OUT:
+        raise UserError(f"{source} holds {len(pixels)} images: at least {2 * _HELD_OUT} are needed")
+    order = np.random.Generator(np.random.Philox(0)).permutation(len(pixels))
+    test, train = np.split(order, [len(pixels) // _HELD_OUT])
+    return Dataset({"image": pixels[train]}, {"image": pixels[test]})
+
+
+def _as_they_are(images: Images) -> np.ndarray:
+    return np.concatenate(list(images.batches(1000)))
+
+
+def _squares(folder: Path, size_px: int) -> np.ndarray:
+    """All images of a folder, cropped to the square in their middle and resized, uint8 [n, size_px, size_px, 3]."""
+    names = files(folder, STILLS)
+    out = np.empty((len(names), size_px, size_px, 3), np.uint8)
+    for i, path in enumerate(names):
+        with opened(path) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            out[i] = np.asarray(ImageOps.fit(upright, (size_px, size_px), Image.Resampling.LANCZOS))
+    return out
