@@ -115,7 +115,7 @@ def train(args: Sequence[str]) -> None:
 
 
 def evaluate(args: Sequence[str]) -> None:
-    folder, config, rest = _trained_run(args, "evaluate")
+    folder, config, rest = configs.trained_run(Config, "hnn", "evaluate", args)
     import dataclasses
 
     options = configs.parse(config.evaluation, rest, "python -m hnn evaluate RUN")
@@ -136,7 +136,7 @@ def evaluate(args: Sequence[str]) -> None:
 
 
 def rollout(args: Sequence[str]) -> None:
-    folder, config, rest = _trained_run(args, "rollout")
+    folder, config, rest = configs.trained_run(Config, "hnn", "rollout", args)
     options = configs.parse(Rollout(), rest, "python -m hnn rollout RUN")
     from lib import shard
 
@@ -159,13 +159,6 @@ def simulate(args: Sequence[str]) -> None:
     from hnn import follow
 
     _say(follow.simulate(SYSTEMS[name], options))
-
-
-def _trained_run(args: Sequence[str], name: str) -> tuple[RunFolder, Config, list[str]]:
-    if not args or args[0].startswith("-"):
-        raise UserError(f"python -m hnn {name} needs the folder of a run")
-    folder, values = RunFolder.open(Path(args[0]), "hnn")
-    return folder, configs.from_json(Config, values), list(args[1:])
 
 
 def _say(text: str) -> None:

@@ -94,6 +94,17 @@ def starting_point(
     return default, None, rest
 
 
+def trained_run(cls: type[T], package: str, name: str, args: Sequence[str]) -> tuple[RunFolder, T, list[str]]:
+    """(the run that the arguments of command `name` begin with, its configuration, the arguments that are left).
+
+    Raises UserError where they do not begin with a run of `package`.
+    """
+    if not args or args[0].startswith("-"):
+        raise UserError(f"python -m {package} {name} needs the folder of a run")
+    folder, values = RunFolder.open(Path(args[0]), package)
+    return folder, from_json(cls, values), list(args[1:])
+
+
 def options_of(config: Any, default: Any, *, without: Collection[str] = ()) -> list[str]:
     """The words that make the dataclass `config` of `default` on a command line; fields `without` are left out."""
     words = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from lib.run import RunFolder, write_text
@@ -127,6 +127,14 @@ def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in [columns, *rows]
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def summary(numbers: dict[str, float], main: Collection[str]) -> str:
+    """For a terminal: the columns of `metric_table` whose metric is one of `main`, and the rows that have any."""
+    columns, rows = metric_table(numbers)
+    keep = [0, *(j for j, c in enumerate(columns) if c.partition(".")[0] in main)]
+    rows = [row for row in rows if any(row[j] for j in keep[1:])]
+    return text_table([columns[j] for j in keep], [[row[j] for j in keep] for row in rows])
 
 
 _VARIANTS = ("noisy", "analytic", "per_frame", "input")

@@ -43,7 +43,7 @@ class State:
 
 
 Step = Callable[[State, Any], tuple[State, Metrics]]
-Hook = tuple[int, Callable[[State, int], None]]
+Hook = tuple[int, Callable[[State, int], bool | None]]
 
 
 class Progress(Protocol):
@@ -161,7 +161,7 @@ def fit(
 
     Per chunk of `steps_per_call` steps, in this order: run, check for non-finite numbers, log, hooks, checkpoint, act
     on signals. A hook `(every, fn)` calls `fn(state, step)` at the first chunk end at or after each multiple of
-    `every`.
+    `every`; where it returns True, training ends there, with a checkpoint.
 
     `replicas`: how many independent runs lead every array of `state` and `source.constant` (mesh axis "replica").
     Raises UserError where the loss or the parameters stop being finite, Stopped after a signal; the checkpoint then on
@@ -201,17 +201,18 @@ def fit(
             if log is not None:
                 log(done, summary)
             bar(count, summary["loss"])
-            for every, fn in hooks:
-                if before // every < done // every:
-                    fn(whole(state), done)
+            called = [fn(whole(state), done) for every, fn in hooks if before // every < done // every]
+            ended = done == steps or _agreed(1 if True in called else None) is not None
             code = _agreed(SIGNALS.code)
             due = before // checkpoint_every < done // checkpoint_every
-            if checkpoints is not None and (due or done == steps or code is not None):
+            if checkpoints is not None and (due or ended or code is not None):
                 checkpoints.save(done, whole(state))
             if code is not None:
                 if checkpoints is not None:
                     checkpoints.wait()
                 raise Stopped(code, f"at step {done} of {steps}; --resume goes on from there")
+            if ended:
+                break
         if checkpoints is not None:
             checkpoints.wait()
     return whole(state)

@@ -151,7 +151,7 @@ def train(args: Sequence[str]) -> None:
 
 
 def evaluate(args: Sequence[str]) -> None:
-    folder, config, rest = _trained_run(args, "evaluate")
+    folder, config, rest = configs.trained_run(Config, "ncsn", "evaluate", args)
     options = configs.parse(Evaluate(config.evaluation, config.sampling), rest, "python -m ncsn evaluate RUN")
     config = dataclasses.replace(config, evaluation=options.evaluation, sampling=options.sampling)
     trained = _open(config, folder)
@@ -161,7 +161,7 @@ def evaluate(args: Sequence[str]) -> None:
 
 
 def sample(args: Sequence[str]) -> None:
-    folder, config, rest = _trained_run(args, "sample")
+    folder, config, rest = configs.trained_run(Config, "ncsn", "sample", args)
     options = configs.parse(Sample(config.sampling), rest, "python -m ncsn sample RUN")
     check_out(options.out, ".png", ".npz", "")
     if options.movie is not None:
@@ -173,7 +173,7 @@ def sample(args: Sequence[str]) -> None:
 
 
 def inpaint(args: Sequence[str]) -> None:
-    folder, config, rest = _trained_run(args, "inpaint")
+    folder, config, rest = configs.trained_run(Config, "ncsn", "inpaint", args)
     options = configs.parse(Inpaint(config.sampling, tyro.MISSING), rest, "python -m ncsn inpaint RUN IMAGE")
     check_out(options.out, ".png")
     trained = _open(config, folder)
@@ -183,7 +183,7 @@ def inpaint(args: Sequence[str]) -> None:
 
 
 def colorize(args: Sequence[str]) -> None:
-    folder, config, rest = _trained_run(args, "colorize")
+    folder, config, rest = configs.trained_run(Config, "ncsn", "colorize", args)
     options = configs.parse(Colorize(config.sampling, tyro.MISSING), rest, "python -m ncsn colorize RUN IMAGE")
     check_out(options.out, ".png")
     trained = _open(config, folder)
@@ -193,19 +193,12 @@ def colorize(args: Sequence[str]) -> None:
 
 
 def likelihood(args: Sequence[str]) -> None:
-    folder, config, rest = _trained_run(args, "likelihood")
+    folder, config, rest = configs.trained_run(Config, "ncsn", "likelihood", args)
     options = configs.parse(Likelihood(), rest, "python -m ncsn likelihood RUN")
     trained = _open(config, folder)
     from ncsn import commands
 
     _say(commands.likelihood(config, trained, options))
-
-
-def _trained_run(args: Sequence[str], name: str) -> tuple[RunFolder, Config, list[str]]:
-    if not args or args[0].startswith("-"):
-        raise UserError(f"python -m ncsn {name} needs the folder of a run")
-    folder, values = RunFolder.open(Path(args[0]), "ncsn")
-    return folder, configs.from_json(Config, values), list(args[1:])
 
 
 def _open(config: Config, folder: RunFolder):

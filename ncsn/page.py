@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from lib import plot
-from lib.report import Page, metric_table, text_table
+from lib import plot, report
+from lib.report import Page, metric_table
 from lib.run import RunFolder, write_json
 from lib.sources import Dataset
 from ncsn.config import Config
@@ -54,10 +54,7 @@ _MAIN = ("fid", "is", "kid", "confident", "heavy_mode_weight", "bits_per_dim", "
 
 def summary(numbers: dict[str, float]) -> str:
     """The main columns for the terminal."""
-    columns, rows = metric_table(numbers)
-    keep = [0, *(j for j, c in enumerate(columns) if c.partition(".")[0] in _MAIN)]
-    rows = [row for row in rows if any(row[j] for j in keep[1:])]
-    return text_table([columns[j] for j in keep], [[row[j] for j in keep] for row in rows])
+    return report.summary(numbers, _MAIN)
 
 
 def _write_page(

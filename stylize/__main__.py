@@ -230,7 +230,7 @@ def train(args: Sequence[str]) -> None:
 def apply(args: Sequence[str]) -> None:
     usage = "python -m stylize apply RUN IMAGE..."
     _show_help(args, Apply(tyro.MISSING), usage)
-    folder, config, rest = _trained_run(args, "apply")
+    folder, config, rest = configs.trained_run(Config, "stylize", "apply", args)
     options = configs.parse(Apply(tyro.MISSING), rest, usage)
     if not options.images:
         raise UserError("which images? python -m stylize apply RUN IMAGE...")
@@ -273,7 +273,7 @@ def video(args: Sequence[str]) -> None:
 def evaluate(args: Sequence[str]) -> None:
     usage = "python -m stylize evaluate RUN"
     _show_help(args, Evaluate(Evaluation(), tyro.MISSING), usage)
-    folder, config, rest = _trained_run(args, "evaluate")
+    folder, config, rest = configs.trained_run(Config, "stylize", "evaluate", args)
     options = configs.parse(Evaluate(Evaluation(), tyro.MISSING), rest, usage)
     if options.measured.style >= len(config.styles):
         raise UserError(f"style {options.measured.style}: the network has {len(config.styles)}, counted from 0")
@@ -311,12 +311,6 @@ def _show_help(args: Sequence[str], options: object, usage: str) -> None:
     """Ends with the help where that is asked for in the place of the run folder."""
     if args and args[0] in ("-h", "--help"):
         configs.parse(options, args, usage)
-
-
-def _trained_run(args: Sequence[str], name: str) -> tuple[RunFolder, Config, list[str]]:
-    if not args or args[0].startswith("-"):
-        raise UserError(f"python -m stylize {name} needs the folder of a run")
-    return *_opened(args[0]), list(args[1:])
 
 
 def _opened(path: str) -> tuple[RunFolder, Config]:

@@ -103,6 +103,12 @@ class Recorder:
         return lambda state, step: self.calls.append((name, step, float(state.params["w"]), int(state.step)))
 
 
+def test_a_hook_ends_the_training_with_a_checkpoint():
+    seen = Recorder()
+    got = count(25, hooks=[(10, lambda state, step: step >= 10)], checkpoints=seen, checkpoint_every=100)
+    assert int(got.step) == 10 and seen.calls == [("save", 10, 10.0), ("wait",)]
+
+
 def test_order_of_log_hooks_and_checkpoints():
     seen = Recorder()
     hooks = [(10, seen.hook("tens")), (7, seen.hook("sevens")), (30, seen.hook("never"))]

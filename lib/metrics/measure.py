@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -59,11 +60,7 @@ def measure(
         return summarize(images, net, progress=progress(images.label, images.count), **options)
 
     path = cache.path_of(real, net, max_features) if cached else None
-    reference = cache.load(path) if path else None
-    if reference is None:
-        reference = statistics(real)
-        if path:
-            cache.save(path, reference)
+    reference = kept(path, lambda: statistics(real)) if path else statistics(real)
     found = compare(reference, statistics(generated), metrics)
     protocol = Protocol(
         features=net.name,
@@ -81,6 +78,15 @@ def measure(
         f"{metric}.{net.name}": Result(value, sd, kind, dataclasses.replace(protocol, settings=settings))
         for metric, (value, sd, kind, settings) in found.items()
     }
+
+
+def kept(path: Path, make: Callable[[], Statistics]) -> Statistics:
+    """The statistics in a file of `lib.metrics.cache`; where it is missing or damaged, made and written."""
+    found = cache.load(path)
+    if found is None:
+        found = make()
+        cache.save(path, found)
+    return found
 
 
 def _grey(real: Images, generated: Images, net: FeatureNet) -> str:
