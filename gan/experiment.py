@@ -1,0 +1,191 @@
+"""From a configuration and the facts about its data to networks, their training, and the trained generator."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from gan import cycle, vae, watch
+from gan.config import Config
+from gan.data import Facts, used
+from gan.looks import Looker, net_for
+from gan.model import Gan, build, parameters
+from gan.sampling import Trained
+from lib.checkpoint import Checkpoints, check_finished, restore_finished
+from lib.config import from_json, to_json
+from lib.data import Resident
+from lib.pixels import Pixels
+from lib.run import RunFolder, UserError, read_json, write_json
+from lib.shard import fetch, local_mesh, place
+from lib.sources import Dataset
+from lib.train import State, Step, fit
+
+NAME, BEST = "gan", "best"
+# A dispatch is a matter of seconds on a laptop: signals are acted on and numbers logged in between.
+_STEPS_PER_CALL = {"gaussians": 100, "digits": 50}
+
+
+def build_model(config: Config, facts: Facts) -> Gan:
+    """The networks. Raises UserError where they do not fit the images."""
+    return build(config.network, facts, encoder=config.optim.loss == "elbo")
+
+
+def build_step(config: Config, model: Gan) -> Step:
+    """What is done to the state again and again."""
+    pixels = Pixels(dequantize=config.data.dequantize, flip=config.data.flip)
+    make = vae.make_vae_step if config.optim.loss == "elbo" else cycle.make_cycle
+    return make(model, config, pixels=pixels)
+
+
+def start_state(config: Config, model: Gan) -> State:
+    """The state before training."""
+    return jax.jit(functools.partial(cycle.start_state, model, config.optim))(jax.random.key(config.seed))
+
+
+def check_fits(config: Config, data: Dataset, facts: Facts) -> None:
+    """Raises UserError where the networks cannot take the images, or nothing can measure them; trains nothing."""
+    build_model(config, facts)
+    if len(facts.shape) == 3:
+        net_for(data)
+
+
+def default_devices(config: Config) -> int:
+    """One CPU device for the small matrix products of points; else as many as divide both batches."""
+    if config.network.kind == "mlp" and jax.default_backend() == "cpu":
+        return 1
+    divides = lambda n: config.optim.batch_size % n == 0 and config.generator_batch % n == 0  # noqa: E731
+    return next(n for n in range(len(jax.devices()), 0, -1) if divides(n))
+
+
+def check_devices(config: Config, devices: int) -> None:
+    """Raises UserError where the batches cannot be spread over so many devices."""
+    for name, rows in (("batch_size", config.optim.batch_size), ("generator_batch", config.generator_batch)):
+        if rows % devices:
+            raise UserError(f"optim.{name} is {rows}, which {devices} devices do not divide: set --devices")
+
+
+def train(
+    config: Config, data: Dataset, facts: Facts, folder: RunFolder, mesh: Mesh, say: Callable
+) -> dict[str, Trained]:
+    """Trains, or goes on, with looks at the samples; {"best": ..., "last": ...}."""
+    if folder.primary:
+        write_json(folder.path / "data.json", to_json(facts))
+    model = build_model(config, facts)
+    folder_of_best = folder.checkpoints / BEST
+    with Checkpoints(folder.checkpoints / NAME) as checkpoints, Checkpoints(folder_of_best, keep=1) as kept:
+        fresh = place(start_state(config, model), mesh)
+        state = checkpoints.restore(fresh)
+        state, done = (fresh, 0) if state is None else (state, int(state.step))
+        log = folder.logger(NAME, done)
+        looking = _Looking(config, model, data, folder, done, kept, say)
+        if done < config.optim.steps and not looking.exhausted:
+            _announce(config, facts, fresh, done, say)
+            state = fit(
+                state,
+                build_step(config, model),
+                Resident(used(config, data), config.optim.n_critic * config.optim.batch_size, config.seed),
+                steps=config.optim.steps,
+                mesh=mesh,
+                steps_per_call=_STEPS_PER_CALL.get(config.data.source, 10),
+                checkpoints=checkpoints,
+                checkpoint_every=config.checkpoint_every,
+                log=log,
+                hooks=[(config.watch.every, looking)],
+                progress=NAME,
+            )
+        if looking.last != int(state.step):
+            looking(state, int(state.step))
+        if looking.exhausted:
+            say(f"ended at cycle {looking.last}: {config.watch.patience} looks brought nothing better")
+        best = watch.best(looking.looks)
+        if best is None:
+            raise UserError("no look had a finite score: the training diverged; a lower optim.lr may help")
+        say(f"best: cycle {best['step']:.0f}, score {best['score']:.4g}; last: cycle {looking.last}")
+        last = Trained(model, fetch(state.ema), facts, int(state.step))
+        kept.wait()
+        chosen = kept.restore(state, step=int(best["step"]))
+    if chosen is None:
+        raise UserError(f"{folder_of_best}: the best checkpoint is damaged")
+    return {"best": Trained(model, fetch(chosen.ema), facts, int(chosen.step)), "last": last}
+
+
+def _announce(config: Config, facts: Facts, state: State, done: int, say: Callable) -> None:
+    counts = " and ".join(f"{parameters(state.params[name]):,}" for name in ("generator", "critic"))
+    begin = f", from cycle {done}" if done else ""
+    say(f"training {config.network.kind}, {config.optim.loss}: {counts} parameters, {facts.count:,} examples of "
+        f"{config.data.source}, {config.optim.steps:,} cycles{begin}")  # fmt: skip
+
+
+class _Looking:
+    """The hook of `fit`: looks, keeps the best state, says what is alarming, and ends what no longer gets better."""
+
+    def __init__(
+        self, config: Config, model: Gan, data: Dataset, folder: RunFolder, done: int, kept: Checkpoints, say: Callable
+    ):
+        self._config, self._folder, self._kept, self._say = config, folder, kept, say
+        self.looks = looks_of(folder, up_to=done)
+        self._log = folder.logger("look", done)
+        pictures = folder.path / "samples" if folder.primary else None
+        self._make = functools.cache(lambda: Looker(config, model, data, local_mesh(), pictures))
+        self._said = {alarm.kind for alarm in self._alarms()}
+
+    @property
+    def last(self) -> int | None:
+        return int(self.looks[-1]["step"]) if self.looks else None
+
+    @property
+    def exhausted(self) -> bool:
+        return watch.exhausted(self.looks, self._config.watch.patience)
+
+    def __call__(self, state: State, step: int) -> bool:
+        numbers = self._make()(state, step)
+        self.looks.append({"step": step, **numbers})
+        self._log(step, numbers)
+        found = watch.best(self.looks)
+        if found is not None and found["step"] == step and step not in self._kept.steps():
+            self._kept.save(step, state)
+        for alarm in self._alarms():
+            if alarm.kind not in self._said:
+                self._said.add(alarm.kind)
+                self._say(f"{alarm.kind} at cycle {alarm.step}: {alarm.message}")
+        return self.exhausted
+
+    def _alarms(self) -> list[watch.Alarm]:
+        return watch.alarms(self.looks, self._folder.metrics(), self._config.optim.loss)
+
+
+def looks_of(folder: RunFolder, *, up_to: float = float("inf")) -> list[dict[str, float]]:
+    """The looks of a run, from metrics.jsonl."""
+    prefix, found = "look.", []
+    for row in folder.metrics():
+        if f"{prefix}score" in row and row["step"] <= up_to:
+            numbers = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
+            found.append({"step": row["step"]} | {k: float("nan") if v is None else v for k, v in numbers.items()})
+    return found
+
+
+def open_run(config: Config, folder: RunFolder) -> dict[str, Trained]:
+    """A trained run, without its data: {"best": ..., "last": ...}.
+
+    Raises UserError where its training is not finished or damaged.
+    """
+    looks = looks_of(folder)
+    ends = [int(looks[i]["step"]) for i in range(len(looks)) if watch.exhausted(looks[: i + 1], config.watch.patience)]
+    end = ends[0] if ends else config.optim.steps
+    check_finished(folder.checkpoints / NAME, end)
+    best = watch.best(looks)
+    if best is None:
+        raise UserError(f"{folder.path}: metrics.jsonl has no look at the samples; train --resume makes it anew")
+    facts = from_json(Facts, read_json(folder.path / "data.json"), f"{folder.path}/data.json")
+    model = build_model(config, facts)
+    start = functools.partial(start_state, config, model)
+
+    def restored(name: str, step: int) -> Trained:
+        state: Any = restore_finished(folder.checkpoints / name, start, step)
+        return Trained(model, fetch(state.ema), facts, int(state.step))
+
+    return {"best": restored(BEST, int(best["step"])), "last": restored(NAME, end)}

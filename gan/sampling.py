@@ -1,0 +1,102 @@
+"""Samples of a trained generator, by one compiled program that is called for every block of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from gan.data import Facts
+from gan.model import Gan
+from lib.latents import slerp
+from lib.run import UserError
+from lib.shard import DATA, compile_step, example_keys, fetch, place
+
+_BLOCK = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A generator with the averaged weights and running statistics that samples are made with."""
+
+    model: Gan
+    variables: Any
+    facts: Facts
+    step: int
+
+
+Generate = Callable[[Any, np.ndarray, np.ndarray | None], np.ndarray]
+
+
+def compile_generator(model: Gan, mesh: Mesh, block: int = _BLOCK) -> Generate:
+    """`generate(variables, z [n, latent], y [n, classes] | None) -> [n, *shape]`, blocks spread over the mesh."""
+    rows = -(-block // mesh.size) * mesh.size
+
+    def body(nothing: tuple, variables: Any, given: Any) -> tuple[tuple, jax.Array]:
+        return nothing, model.generate(variables, given["z"], given.get("y"), train=False)[0]
+
+    how = "jit" if mesh.size == 1 else "shard_map"
+    apply = compile_step(body, mesh, how, in_specs=(P(), P(), P(DATA)), out_specs=(P(), P(DATA)))
+
+    def generate(variables: Any, z: np.ndarray, y: np.ndarray | None) -> np.ndarray:
+        variables, made = place(variables, mesh), []
+        for first in range(0, len(z), rows):
+            given = {"z": _block(z, first, rows)} | ({} if y is None else {"y": _block(y, first, rows)})
+            made.append(fetch(apply((), variables, place(given, mesh, P(DATA)))[1]))
+        return np.concatenate(made)[: len(z)]
+
+    return generate
+
+
+def _block(x: np.ndarray, first: int, rows: int) -> np.ndarray:
+    """Rows `first`, `first` + 1, ...; the last one is repeated where they end."""
+    part = x[first : first + rows]
+    return np.concatenate([part, np.repeat(part[-1:], rows - len(part), axis=0)])
+
+
+def latents(model: Gan, seed: int, count: int, stream: int = 0) -> np.ndarray:
+    """float32 [count, latent], N(0, 1); row i depends on the seed, the stream and on i alone."""
+    return np.asarray(_normal_rows(jax.random.key(seed), stream, count, model.latent))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _normal_rows(key: jax.Array, stream: int, count: int, width: int) -> jax.Array:
+    keys = example_keys(jax.random.fold_in(key, stream), count)
+    return jax.vmap(lambda key: jax.random.normal(key, (width,)))(keys)
+
+
+def classes_of(model: Gan, count: int, label: int | None = None) -> np.ndarray | None:
+    """One-hot rows [count, classes], of `label` or of all classes in turn; None where the networks know none.
+
+    Raises UserError for a class that there is not.
+    """
+    if not model.classes:
+        if label is not None:
+            raise UserError("this network knows no classes: it cannot be asked for one")
+        return None
+    if label is not None and not 0 <= label < model.classes:
+        raise UserError(f"the label is {label}: the classes are 0 to {model.classes - 1}")
+    chosen = np.arange(count) % model.classes if label is None else np.full(count, label)
+    return np.eye(model.classes, dtype=np.float32)[chosen]
+
+
+def draw_samples(
+    trained: Trained, count: int, *, mesh: Mesh, seed: int = 0, label: int | None = None, stream: int = 0
+) -> np.ndarray:
+    """[count, *shape]; sample i depends on the seed, the stream and on i alone."""
+    z, y = latents(trained.model, seed, count, stream), classes_of(trained.model, count, label)
+    return compile_generator(trained.model, mesh, min(_BLOCK, count))(trained.variables, z, y)
+
+
+def slerp_rows(a: np.ndarray, b: np.ndarray, columns: int) -> np.ndarray:
+    """Latents [n, latent] to latents, along arcs: [n * columns, latent], `columns` for every pair."""
+    weights = jnp.linspace(0, 1, columns)
+    arcs = jax.jit(jax.vmap(lambda a, b: slerp(a, b, weights)))(a, b)
+    return np.asarray(arcs).reshape(-1, a.shape[-1])
