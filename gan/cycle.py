@@ -96,8 +96,9 @@ def _critic_update(
         x, y, z, y_fake, mix_keys = drawn
         fake, _ = model.generate(_variables(state, "generator"), z, y_fake, train=True)
         params, vectors = state.params["critic"], state.extra.get("vectors")
-        if optim.clip:
-            params = jax.tree.map(lambda w: jnp.clip(w, -optim.clip, optim.clip), params)
+        bound = optim.clip
+        if bound is not None:
+            params = jax.tree.map(lambda w: jnp.clip(w, -bound, bound), params)
         if vectors is not None:
             vectors = spectral.iterate(params, vectors)
 
@@ -132,7 +133,9 @@ def _critic_update(
         grads, metrics = pmean((grads, metrics))
         updates, opt_state = tx.update(grads, state.opt_state["critic"], params)
         state = _moved(state, "critic", optax.apply_updates(params, updates), opt_state, statistics)
-        return state if vectors is None else state.replace(extra=state.extra | {"vectors": vectors}), metrics
+        if vectors is not None:
+            state = dataclasses.replace(state, extra=state.extra | {"vectors": vectors})
+        return state, metrics
 
     return update
 
@@ -206,7 +209,8 @@ def _variables(state: State, name: str) -> dict[str, Any]:
 def _moved(state: State, name: str, params: Any, opt_state: Any, statistics: Any) -> State:
     """The state with these in the place of a network's own."""
     known = state.extra[STATISTICS]
-    return state.replace(
+    return dataclasses.replace(
+        state,
         params=state.params | {name: params},
         opt_state=state.opt_state | {name: opt_state},
         extra=state.extra | {STATISTICS: known | {name: statistics} if statistics else known},

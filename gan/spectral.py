@@ -50,7 +50,7 @@ def normalised(params: Any, vectors: Any) -> Any:
 
 
 def _matrices(params: Any) -> dict[tuple, jax.Array]:
-    return {path: _matrix(leaf) for path, leaf in flatten_dict(params).items() if leaf.ndim > 1}
+    return {path: _matrix(leaf) for path, leaf in flatten_dict(params).items() if jnp.ndim(leaf) > 1}
 
 
 def _matrix(kernel: jax.Array) -> jax.Array:
