@@ -1,6 +1,6 @@
 """ACAI: autoencoders whose interpolations a critic cannot tell from data (Berthelot et al. 2018, arXiv 1807.07543).
 
-    model = acai(OPTIONS["mnist_32"], channels=1, classes=10)   # or autoencoder(...), the same without a critic
+    model = build(options, channels=1, classes=10)              # ACAI, or the same autoencoder without a critic
     tx = optimiser(model.options)
     state, step = init_state(model.init(key), tx, key), make_step(model.loss, tx)   # of lib.train
     z = model.encode(params, image)                             # [b, w, w, latent_channels]
@@ -23,7 +23,6 @@ on the same device, so that the number of devices changes no pair and mixing nee
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gan.acai_config import Options
 from gan.blocks import doubled, halved
 from lib.conv import Conv
 from lib.initial import initialised, normal, xavier
@@ -42,66 +42,6 @@ from lib.train import Loss, Metrics
 
 Params = dict[str, Any]
 SLOPE = 0.2  # of leaky rectifiers
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
-
-
-@dataclass(frozen=True)
-class Options:
-    """An autoencoder and how it is trained."""
-
-    size_px: int = 32
-    """height and width; smaller images get a black border"""
-    depth: int = 16
-    """channels of the first scale; they double at each next one"""
-    latent_width: int = 4
-    """height and width of the latents"""
-    latent_channels: int = 16
-    """of the latents"""
-    critic_weight: float = 0.5
-    """lambda: how much the autoencoder minds what the critic finds"""
-    critic_regularization: float = 0.2
-    """gamma: the share of the data in the images that the critic is to find nothing in"""
-    steps: int = 2**24 // 64
-    """updates"""
-    batch_size: int = 64
-    """images per step; even on every device"""
-    lr: float = 1e-4
-    """learning rate of Adam"""
-
-    def __post_init__(self) -> None:
-        _require(min(self.size_px, self.depth, self.latent_width, self.latent_channels) >= 1, "sizes must be positive")
-        _require(
-            self.latent_width << self.scales == self.size_px,
-            f"latent_width {self.latent_width} is not size_px {self.size_px} halved a whole number of times",
-        )
-        _require(self.critic_weight >= 0, "critic_weight must not be negative")
-        _require(0 <= self.critic_regularization <= 1, "critic_regularization must be between 0 and 1")
-        _require(self.steps >= 1, "steps must be at least 1")
-        _require(self.batch_size >= 2 and self.batch_size % 2 == 0, "batch_size must be even: ACAI mixes pairs")
-        _require(math.isfinite(self.lr) and self.lr > 0, "lr must be positive")
-
-    @property
-    def scales(self) -> int:
-        """How many times images are halved."""
-        return max(self.size_px // self.latent_width, 1).bit_length() - 1
-
-    @property
-    def latent_dimensions(self) -> int:
-        return self.latent_width**2 * self.latent_channels
-
-
-OPTIONS: dict[str, Options] = {
-    "lines": Options(latent_width=2),
-    "mnist_32": Options(latent_channels=2),
-    "mnist_256": Options(),
-    "cifar10_256": Options(depth=64),
-    "cifar10_1024": Options(depth=64, latent_channels=64),
-}
-"""The published configurations, by data set and dimensions of the latents."""
 
 
 def _conv(x: jax.Array, features: int, size: int = 3) -> jax.Array:
@@ -191,6 +131,11 @@ class Model:
     """latents -> logits [b, classes]; None without classes"""
     critic: Function | None
     """images -> [b], the share of the smaller part that it takes them for; None without one"""
+
+
+def build(options: Options, channels: int, classes: int = 0) -> Model:
+    """With a critic or without, as the options say."""
+    return (acai if options.critic else autoencoder)(options, channels, classes)
 
 
 def acai(options: Options, channels: int, classes: int = 0) -> Model:

@@ -30,6 +30,8 @@ class Data:
     """gaussians, digits, mnist, cifar10, a folder of images, or a .npz file of uint8 images [n, h, w, c]"""
     size_px: int | None = None
     """images of a folder are cropped to a square and resized to this side (default: as they are)"""
+    labels: tuple[int, ...] = ()
+    """learn the images of these classes only, numbered 0, 1, ... in this order (default: all)"""
     flip: bool = False
     """mirror half of the images while training"""
     dequantize: bool = False

@@ -38,7 +38,7 @@ def load(config: Config) -> Dataset:
     if config.data.source == "gaussians":
         found = Dataset({"x": gaussians(_POINTS, config.seed)}, {"x": gaussians(_POINTS, config.seed + 1)})
     else:
-        found = load_images(config.data.source, config.data.size_px, others=("gaussians",))
+        found = load_images(config.data.source, config.data.size_px, labels=config.data.labels, others=("gaussians",))
     rows = next(iter(found.train.values()))
     if config.optim.batch_size > len(rows):
         raise UserError(f"optim.batch_size is {config.optim.batch_size}, but there are only {len(rows)} examples")

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from gan import cycle, vae, watch
 from gan.config import Config
-from gan.data import Facts, used
+from gan.data import Facts, facts, used
+from gan.data import load as load_data
 from gan.looks import Looker, net_for
 from gan.model import Gan, build, parameters
 from gan.sampling import Trained
@@ -29,9 +30,9 @@ NAME, BEST = "gan", "best"
 _STEPS_PER_CALL = {"gaussians": 100, "digits": 50}
 
 
-def build_model(config: Config, facts: Facts) -> Gan:
+def build_model(config: Config, known: Facts) -> Gan:
     """The networks. Raises UserError where they do not fit the images."""
-    return build(config.network, facts, encoder=config.optim.loss == "elbo")
+    return build(config.network, known, encoder=config.optim.loss == "elbo")
 
 
 def build_step(config: Config, model: Gan) -> Step:
@@ -46,11 +47,16 @@ def start_state(config: Config, model: Gan) -> State:
     return jax.jit(functools.partial(cycle.start_state, model, config.optim))(jax.random.key(config.seed))
 
 
-def check_fits(config: Config, data: Dataset, facts: Facts) -> None:
-    """Raises UserError where the networks cannot take the images, or nothing can measure them; trains nothing."""
-    build_model(config, facts)
-    if len(facts.shape) == 3:
+def load(config: Config) -> Dataset:
+    """The data. Raises UserError as `gan.data.load`, where the networks cannot take the images, and where nothing can
+    measure them.
+    """
+    data = load_data(config)
+    known = facts(data)
+    build_model(config, known)
+    if len(known.shape) == 3:
         net_for(data)
+    return data
 
 
 def default_devices(config: Config) -> int:
@@ -68,13 +74,12 @@ def check_devices(config: Config, devices: int) -> None:
             raise UserError(f"optim.{name} is {rows}, which {devices} devices do not divide: set --devices")
 
 
-def train(
-    config: Config, data: Dataset, facts: Facts, folder: RunFolder, mesh: Mesh, say: Callable
-) -> dict[str, Trained]:
+def train(config: Config, data: Dataset, folder: RunFolder, mesh: Mesh, say: Callable) -> dict[str, Trained]:
     """Trains, or goes on, with looks at the samples; {"best": ..., "last": ...}."""
+    known = facts(data)
     if folder.primary:
-        write_json(folder.path / "data.json", to_json(facts))
-    model = build_model(config, facts)
+        write_json(folder.path / "data.json", to_json(known))
+    model = build_model(config, known)
     folder_of_best = folder.checkpoints / BEST
     with Checkpoints(folder.checkpoints / NAME) as checkpoints, Checkpoints(folder_of_best, keep=1) as kept:
         fresh = place(start_state(config, model), mesh)
@@ -83,7 +88,7 @@ def train(
         log = folder.logger(NAME, done)
         looking = _Looking(config, model, data, folder, done, kept, say)
         if done < config.optim.steps and not looking.exhausted:
-            _announce(config, facts, fresh, done, say)
+            _announce(config, known, fresh, done, say)
             state = fit(
                 state,
                 build_step(config, model),
@@ -105,18 +110,18 @@ def train(
         if best is None:
             raise UserError("no look had a finite score: the training diverged; a lower optim.lr may help")
         say(f"best: cycle {best['step']:.0f}, score {best['score']:.4g}; last: cycle {looking.last}")
-        last = Trained(model, fetch(state.ema), facts, int(state.step))
+        last = Trained(model, fetch(state.ema), known, int(state.step))
         kept.wait()
         chosen = kept.restore(state, step=int(best["step"]))
     if chosen is None:
         raise UserError(f"{folder_of_best}: the best checkpoint is damaged")
-    return {"best": Trained(model, fetch(chosen.ema), facts, int(chosen.step)), "last": last}
+    return {"best": Trained(model, fetch(chosen.ema), known, int(chosen.step)), "last": last}
 
 
-def _announce(config: Config, facts: Facts, state: State, done: int, say: Callable) -> None:
+def _announce(config: Config, known: Facts, state: State, done: int, say: Callable) -> None:
     counts = " and ".join(f"{parameters(state.params[name]):,}" for name in ("generator", "critic"))
     begin = f", from cycle {done}" if done else ""
-    say(f"training {config.network.kind}, {config.optim.loss}: {counts} parameters, {facts.count:,} examples of "
+    say(f"training {config.network.kind}, {config.optim.loss}: {counts} parameters, {known.count:,} examples of "
         f"{config.data.source}, {config.optim.steps:,} cycles{begin}")  # fmt: skip
 
 
@@ -180,12 +185,12 @@ def open_run(config: Config, folder: RunFolder) -> dict[str, Trained]:
     best = watch.best(looks)
     if best is None:
         raise UserError(f"{folder.path}: metrics.jsonl has no look at the samples; train --resume makes it anew")
-    facts = from_json(Facts, read_json(folder.path / "data.json"), f"{folder.path}/data.json")
-    model = build_model(config, facts)
+    known = from_json(Facts, read_json(folder.path / "data.json"), f"{folder.path}/data.json")
+    model = build_model(config, known)
     start = functools.partial(start_state, config, model)
 
     def restored(name: str, step: int) -> Trained:
         state: Any = restore_finished(folder.checkpoints / name, start, step)
-        return Trained(model, fetch(state.ema), facts, int(state.step))
+        return Trained(model, fetch(state.ema), known, int(state.step))
 
     return {"best": restored(BEST, int(best["step"])), "last": restored(NAME, end)}

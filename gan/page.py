@@ -16,7 +16,9 @@ from lib.sources import Dataset
 
 Picture = tuple[Path, str]
 _ACROSS = 4  # panels of a row
-_MAIN = ("fid", "is", "kid", "precision", "recall", "coverage", "confident", "modes", "good", "misplaced", "cycle")
+# Of generators of images, generators of points, and autoencoders.
+_MAIN = ("fid", "is", "kid", "precision", "recall", "coverage", "confident", "modes", "good", "misplaced", "cycle",
+         "distance", "smoothness", "mse", "accuracy", "clustering")  # fmt: skip
 
 
 def evaluate_run(

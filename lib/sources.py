@@ -26,16 +26,19 @@ class Dataset:
     test: dict[str, np.ndarray]
 
 
-def load_images(source: str, size_px: int | None, *, others: Sequence[str] = ()) -> Dataset:
+def load_images(source: str, size_px: int | None, *, labels: Sequence[int] = (), others: Sequence[str] = ()) -> Dataset:
     """One of LABELLED, a folder of images, or a .npz file of them; a tenth of the images of a user's own is for tests.
 
-    `size_px`: images of a folder are cropped to the square in their middle and resized. `others`: what else the
-    caller's `source` may be. Raises UserError for what is missing, damaged, too small or mixed in size.
+    `size_px`: images of a folder are cropped to the square in their middle and resized. `labels`: only images of these
+    classes, whose numbers become 0, 1, ... in this order. `others`: what else the caller's `source` may be. Raises
+    UserError for what is missing, damaged, too small or mixed in size, and for classes that there are not.
     """
     if source in LABELLED:
         if size_px is not None:
             raise UserError(f"data.size_px is for folders of images: {source} has its own size")
-        return Dataset(load_labelled(source, "train"), load_labelled(source, "test"))
+        return Dataset(*(_of_classes(load_labelled(source, part), labels) for part in ("train", "test")))
+    if labels:
+        raise UserError(f"{source} has no labels: leave --data.labels out")
     path = Path(source)
     if not path.exists():
         known = ", ".join([*others, *LABELLED])
@@ -46,6 +49,20 @@ def load_images(source: str, size_px: int | None, *, others: Sequence[str] = ())
     order = np.random.Generator(np.random.Philox(0)).permutation(len(pixels))
     test, train = np.split(order, [len(pixels) // _HELD_OUT])
     return Dataset({"image": pixels[train]}, {"image": pixels[test]})
+
+
+def _of_classes(rows: dict[str, np.ndarray], labels: Sequence[int]) -> dict[str, np.ndarray]:
+    if not labels:
+        return rows
+    if len(set(labels)) < len(labels):
+        raise UserError("data.labels: a class is named twice")
+    strange = [label for label in labels if label not in rows["label"]]
+    if strange:
+        raise UserError(f"data.labels: there is no class {strange[0]}")
+    numbers = np.full(rows["label"].max() + 1, -1, np.int32)
+    numbers[list(labels)] = np.arange(len(labels))
+    kept = numbers[rows["label"]] >= 0
+    return {"image": rows["image"][kept], "label": numbers[rows["label"][kept]]}
 
 
 def _as_they_are(images: Images) -> np.ndarray:

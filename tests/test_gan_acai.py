@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from gan.acai import OPTIONS, Options, acai, autoencoder, interpolate, mixed, pixels, shares
+from gan.acai import acai, autoencoder, interpolate, mixed, pixels, shares
+from gan.acai_config import AUTOENCODERS, Options
 from lib.data import Resident
 from lib.run import UserError
 from lib.shard import fetch, make_mesh
@@ -41,7 +42,7 @@ def kernels(tree):
 
 
 def test_networks_of_the_published_recipe():
-    shapes = jax.eval_shape(acai(OPTIONS["mnist_32"], 1, 10).init, KEY)
+    shapes = jax.eval_shape(acai(AUTOENCODERS["mnist_acai_32"].autoencoder, 1, 10).init, KEY)
     sizes = {name: [leaf.shape for leaf in kernels(tree)] for name, tree in shapes.items()}
     encoder = [
         (1, 1, 1, 16), (3, 3, 16, 16), (3, 3, 16, 16), (3, 3, 16, 32), (3, 3, 32, 32), (3, 3, 32, 64), (3, 3, 64, 64),
@@ -58,15 +59,15 @@ def test_networks_of_the_published_recipe():
 @pytest.mark.parametrize(
     ("name", "channels", "width", "dimensions"),
     [
-        ("lines", 1, 2, 64),
-        ("mnist_32", 1, 4, 32),
-        ("mnist_256", 1, 4, 256),
-        ("cifar10_256", 3, 4, 256),
-        ("cifar10_1024", 3, 4, 1024),
+        ("lines_acai", 1, 2, 64),
+        ("mnist_acai_32", 1, 4, 32),
+        ("mnist_acai_256", 1, 4, 256),
+        ("cifar10_acai_256", 3, 4, 256),
+        ("cifar10_acai_1024", 3, 4, 1024),
     ],
 )
 def test_shapes_of_the_published_configurations(name, channels, width, dimensions):
-    options = OPTIONS[name]
+    options = AUTOENCODERS[name].autoencoder
     model = acai(options, channels, 10)
     params = jax.eval_shape(model.init, KEY)
     images = jax.ShapeDtypeStruct((2, 32, 32, channels), jnp.float32)
@@ -79,7 +80,7 @@ def test_shapes_of_the_published_configurations(name, channels, width, dimension
 
 
 def test_initial_weights():
-    model = acai(OPTIONS["mnist_256"], 1, 10)
+    model = acai(AUTOENCODERS["mnist_acai_256"].autoencoder, 1, 10)
     params = fetch(model.init(jax.random.key(1)))
     for name in ("encoder", "decoder", "critic"):
         for leaf in jax.tree.leaves(params[name]):
@@ -92,7 +93,7 @@ def test_initial_weights():
     large = np.concatenate([np.ravel(x / np.std(x)) for x in kernels(params) if x.size > 10_000])
     assert np.mean(np.abs(large) > 2) == pytest.approx(0.0455, abs=0.002)  # normal, and no truncated normal
     assert not np.array_equal(params["encoder"]["Conv_1"]["kernel"], params["critic"]["encoder"]["Conv_1"]["kernel"])
-    baseline = fetch(autoencoder(OPTIONS["mnist_256"], 1, 10).init(jax.random.key(1)))
+    baseline = fetch(autoencoder(AUTOENCODERS["mnist_acai_256"].autoencoder, 1, 10).init(jax.random.key(1)))
     assert "critic" not in baseline
     for a, b in zip(jax.tree.leaves(baseline), jax.tree.leaves({k: params[k] for k in baseline}), strict=True):
         assert np.array_equal(a, b)  # both start from the same autoencoder

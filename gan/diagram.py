@@ -1,0 +1,61 @@
+"""The diagram of a model, drawn from its modules: what a change of the network changes, it changes too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from lib import plot
+
+_ROW, _BOX = 0.42, 0.3  # inches
+
+
+class Part(NamedTuple):
+    """One module inside another."""
+
+    kind: str
+    inputs: str
+    outputs: str
+    parameters: int
+
+
+def parts(module: nn.Module, *inputs: Any) -> list[Part]:
+    """The modules that `module(*inputs)` calls directly, in the order of their calls; computes nothing."""
+    found: list[tuple[str, str, str, str]] = []
+
+    def record(call: Any, args: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
+        outputs = call(*args, **options)
+        path = context.module.path
+        if context.method_name == "__call__" and len(path) == 1:
+            found.append((path[0], type(context.module).__name__, _shape(args[0]), _shape(outputs)))
+        return outputs
+
+    with nn.intercept_methods(record):
+        made = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))
+    return [
+        Part(kind, given, outputs, sum(leaf.size for leaf in jax.tree.leaves(made["params"].get(name, {}))))
+        for name, kind, given, outputs in found
+    ]
+
+
+def _shape(x: Any) -> str:
+    return "×".join(map(str, x.shape[1:])) if hasattr(x, "shape") else ""
+
+
+def draw(path: Path, columns: Mapping[str, Sequence[Part]]) -> Path:
+    """One column per network, from top to bottom: kind, shape in, shape out, number of parameters."""
+    rows = max(len(column) for column in columns.values())
+    figure, axes = plot.panels(1, len(columns), width=4.2, height=0.5 + _ROW * rows)
+    for ax, (title, column) in zip(axes[0], columns.items(), strict=True):
+        ax.set(xlim=(0, 1), ylim=(rows * _ROW, 0), title=f"{title}: {sum(p.parameters for p in column):,} parameters")
+        ax.set_axis_off()
+        for i, part in enumerate(column):
+            color = plot.COLORS[sorted({p.kind for p in column}).index(part.kind) % len(plot.COLORS)]
+            box = {"boxstyle": "round,pad=0.35", "facecolor": color, "alpha": 0.18, "edgecolor": color}
+            text = f"{part.kind}  {part.inputs} → {part.outputs}   {part.parameters:,}"
+            ax.text(0.5, _ROW * i + _BOX / 2, text, ha="center", va="center", fontsize=8, bbox=box)
+    return plot.save(figure, path)
