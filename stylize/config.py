@@ -66,6 +66,9 @@ class Optimization:
     """lbfgs: pairs of steps and gradients that are remembered"""
     start: Literal["content", "noise"] = "content"
     """what the first scale begins with, unless an image is given"""
+    clip: bool = True
+    """lbfgs: the objective sees pixels as a file shows them, between black and white; without, as published, it sees
+    values that are lost when the image is saved"""
     tile_px: int | None = None
     """side of the tiles that a scale is computed in, by Adam (default: 1024 for scales of more than 4 megapixels)"""
 
@@ -77,8 +80,9 @@ class Optimization:
         _require(self.tile_px is None or self.tile_px >= 64, "optim.tile_px must be at least 64")
 
 
-Baseline = Literal["lbfgs_noise", "adam_noise", "lbfgs_content"]
+Baseline = Literal["gatys", "lbfgs_noise", "adam_noise", "lbfgs_content"]
 BASELINES: dict[Baseline, Optimization] = {
+    "gatys": Optimization("lbfgs", start="noise", clip=False),
     "lbfgs_noise": Optimization("lbfgs", start="noise"),
     "adam_noise": Optimization("adam", start="noise"),
     "lbfgs_content": Optimization("lbfgs", start="content"),

@@ -109,12 +109,13 @@ def evaluate(
     net = np.array([row["objective"] for row in rows["network"]])
     spent_s = _seconds(lambda: stylize(chosen[0], mix))
     numbers["network.seconds"] = spent_s
-    pictures = [_contact_sheet(chosen, made, out)]
+    pictures = [_contact_sheet(chosen, made, out, "network", "the network")]
     curves: dict[str, list[float]] = {}
     measured: dict[str, np.ndarray] = {}
     for name in options.against:
         method = BASELINES[name]
-        say(f"{options.iterations} iterations of {method.optimizer} from {method.start} on each")
+        how = f"{options.iterations} iterations of {method.optimizer} from {method.start}"
+        say(f"{name}: {how} on each")
         run = compile_trace(network, trained.config.perception, method, mesh, options.iterations)
         traces, optimized, each_s, evaluations = _optimized(run, judge, chosen, method.start, mesh, say)
         measured[name] = traces
@@ -130,8 +131,7 @@ def evaluate(
             f"{name}.seconds_over_network": each_s / spent_s,
         }
         curves[name] = list(traces.mean(0)[1:])
-        if name == "lbfgs_content":
-            pictures.append(_contact_sheet(chosen, optimized, out, "lbfgs"))
+        pictures.append(_contact_sheet(chosen, optimized, out, name, how))
     if "adam_noise" in measured and "lbfgs_noise" in measured:
         count = float(np.mean(_reached(measured["lbfgs_noise"], measured["adam_noise"][:, -1])))
         numbers["lbfgs_noise.equals_adam_iterations"] = count
@@ -250,12 +250,11 @@ def border_contrast(made: Sequence[np.ndarray]) -> float:
 
 
 def _contact_sheet(
-    photos: Sequence[np.ndarray], made: Sequence[np.ndarray], out: Path, name: str = "network"
+    photos: Sequence[np.ndarray], made: Sequence[np.ndarray], out: Path, name: str, how: str
 ) -> Picture:
     shown = np.stack([*photos[:_SHOWN], *made[:_SHOWN]])
     path = images.write(out / f"{name}.png", images.grid(shown, columns=min(_SHOWN, len(photos))))
-    what = "by the network" if name == "network" else "by L-BFGS from the photograph"
-    return path, f"The first photographs, and what was made of them {what}."
+    return path, f"The first photographs, and what was made of them by {how}."
 
 
 def _protocol(trained: Trained, network: LossNetwork, options: Evaluation, photos: int) -> str:
@@ -268,7 +267,8 @@ def _protocol(trained: Trained, network: LossNetwork, options: Evaluation, photo
         f"({perception.pooling} pooling, weights {network.weights_sha256[:12]}); style_LAYER and content_LAYER: mean "
         "squared differences of G = F F^T / (h w c) and of F. photograph, style_image, noise: these themselves in the "
         "place of the result. lbfgs_START: L-BFGS (memory 10, zoom line search) on the pixels of each photograph, "
-        f"from noise or from itself; adam_noise: Adam at {Optimization().lr:g}. equal_iterations: after how many "
+        f"from noise or from itself; gatys: from noise, and as published blind to what a file cannot show; adam_noise: "
+        f"Adam at {Optimization().lr:g}. All are measured as a file shows them. equal_iterations: after how many "
         "iterations its objective is at most the network's, the limit counted where it never is (never_reached: "
         "share of photographs). seconds: median, without compilation. equals_adam: how many iterations of L-BFGS come "
         "to where all of Adam's do, and their time as a share of Adam's. spectral_peak: power at the frequencies 1/2 "

@@ -184,7 +184,9 @@ def build_step(network: LossNetwork, perception: Perception, options: Optimizati
     if options.tile_px is not None:
         return adam_step(tiles.objective(network, perception, mesh, options.tile_px), tx)
     loss = objective(network, perception, mesh)
-    return lbfgs_step(visible(loss), tx) if options.optimizer == "lbfgs" else adam_step(loss, tx)
+    if options.optimizer == "adam":
+        return adam_step(loss, tx)
+    return lbfgs_step(visible(loss) if options.clip else loss, tx)
 
 
 def optimize(
@@ -269,17 +271,19 @@ def compile_trace(
 ) -> Callable[[np.ndarray, Any], tuple[jax.Array, jax.Array, jax.Array]]:
     """`run(x, batch) -> (image [1, h, w, 3], objective [iterations + 1], evaluations [iterations])` in one program.
 
-    objective[n] is that after n iterations; `batch` as in `objective`.
+    objective[n] is that of the image after n iterations as a file shows it; `batch` as in `objective`.
     """
     step, tx = build_step(network, perception, options, mesh), transformation(options)
+    shown = visible(objective(network, perception, mesh))
 
     def chain(x: jax.Array, batch: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
         def one(state: State, _: None) -> tuple[State, tuple[jax.Array, jax.Array]]:
-            state, metrics = step(state, batch)
-            return state, (metrics["loss"], metrics["evaluations"])
+            after, metrics = step(state, batch)
+            value = metrics["loss"] if options.clip else shown(jnp.clip(state.params, -1, 1), batch, state.key)[0]
+            return after, (value, metrics["evaluations"])
 
         state, (values, evaluations) = jax.lax.scan(one, init_state(x, tx, jax.random.key(0)), None, length=iterations)
-        last = visible(objective(network, perception, mesh))(state.params, batch, state.key)[0]
+        last = shown(state.params if options.clip else jnp.clip(state.params, -1, 1), batch, state.key)[0]
         return (), (state.params, jnp.append(values, last), evaluations)
 
     compiled = compile_step(lambda nothing, x, batch: chain(x, batch), mesh, "jit", in_specs=(P(), P(), P()))

@@ -62,7 +62,11 @@ def test_files_belong_together(name):
     assert found["test"]["accuracy"] >= BARS.get(name, CIFAR10_BAR)
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+# The others are slow to compile.
+SOME = [pytest.param(n, marks=() if n in ("digits_cnn", "cifar10_cnn") else pytest.mark.slow) for n in CLASSIFIERS]
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_features(name):
     net = classifier.load(name)
     (size,) = net.sizes_px or ()
@@ -77,7 +81,7 @@ def test_features(name):
     np.testing.assert_allclose(as_floats.logits, out.logits, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", SOME)
 def test_recorded_accuracy(name, request):
     """All 360 digits; the first 1,000 test images of the others, within four standard errors."""
     found = record(name)
@@ -219,6 +223,7 @@ def test_devices_do_not_change_a_step():
     assert min(jax.tree.leaves(moved)) > 1e-4
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_data():
     """After many steps at rate zero, evaluation with the running statistics equals evaluation with the batch's own."""
     config = tiny()

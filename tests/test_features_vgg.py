@@ -76,7 +76,7 @@ def test_real_weights_equal_pytorch(partial, prepare):
     assert len(partial.weights_sha256) == 64
 
 
-@pytest.mark.parametrize("prepare", [dict, vgg.prepared])
+@pytest.mark.parametrize("prepare", [pytest.param(dict, marks=pytest.mark.slow), vgg.prepared])
 def test_gradient_to_the_pixels_equals_pytorch_also_in_a_scan(partial, prepare):
     params = prepare(partial.params)
 
@@ -107,6 +107,7 @@ def test_wide_kernels_are_prepared_and_small_maps_are_computed_directly():
     assert products(16) == (0, 3)
 
 
+@pytest.mark.slow
 def test_colours_and_means_of_pytorch_and_keras_are_folded_in():
     """The same kernel through both routes differs only in what is done to the pixels."""
     state = vgg_state(19)
@@ -230,6 +231,7 @@ def random_classifier(path: Path, **changes) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_folded_classifier_equals_its_own_layers(tmp_path):
     """Also at the borders, and of another size than it was trained for, with odd sides before the pools."""
     path = random_classifier(tmp_path / "small.safetensors")

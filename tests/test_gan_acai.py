@@ -202,7 +202,7 @@ def on_one_device():
     return trained(1)
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_the_number_of_devices_changes_nothing(devices, on_one_device):
     """With SGD, since Adam hides a wrong gradient scale."""
     before, want, logged = on_one_device

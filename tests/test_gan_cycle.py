@@ -61,7 +61,7 @@ def assert_close(one, other, rtol=2e-4, atol=2e-6):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))
 
 
-WAYS = [(2, "shard_map"), (4, "shard_map"), (4, "pmap")]
+WAYS = [pytest.param(2, "shard_map", marks=pytest.mark.slow), (4, "shard_map"), (4, "pmap")]
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,7 @@ def test_one_power_iteration_per_update_of_the_critic():
     assert {"loss", "critic", "generator", "real", "fake", "ranked", "penalty"} <= set(metrics)
 
 
+@pytest.mark.slow
 def test_the_order_of_a_cycle():
     """First, the generator does not see what the critic learns in the same cycle."""
 
@@ -150,6 +151,7 @@ def test_the_average_follows_weights_and_running_statistics(alone):
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(*map(jax.tree.leaves, (now, first)), strict=True))
 
 
+@pytest.mark.slow
 def test_training_goes_on_to_the_bit(tmp_path):
     """Interrupted at cycle 4 of 12, in the middle of a falling learning rate."""
     model, state = start(POINTS, POINT_FACTS)

@@ -55,6 +55,7 @@ def test_the_same_key_gives_the_same_data_and_another_key_other_data(spring):
     assert not np.allclose(simulate(SPRING, jax.random.key(4)).train.y, spring.train.y)
 
 
+@pytest.mark.slow
 def test_fewer_trajectories_are_the_first_ones(spring):
     few = simulate(SPRING, KEY, n_trajectories=6)
     assert len(few.train.y) == len(few.test.y) == 3
@@ -62,6 +63,7 @@ def test_fewer_trajectories_are_the_first_ones(spring):
     np.testing.assert_allclose(joined, spring.train.y[:6], atol=1e-7)
 
 
+@pytest.mark.slow
 def test_seeds_get_a_leading_axis(spring):
     keys = jnp.stack([jax.random.key(1), KEY])
     seeds = simulate_seeds(SPRING, keys)
@@ -71,6 +73,7 @@ def test_seeds_get_a_leading_axis(spring):
     np.testing.assert_allclose(seeds.test.dy[1], spring.test.dy, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_two_body_tests_on_its_first_fifth_without_noise():
     data = simulate(SYSTEMS["two_body"], KEY, n_trajectories=10)
     assert data.train.y.shape == (8, 50, 8)
@@ -301,6 +304,7 @@ def test_a_missing_recording_says_how_to_give_its_path(tmp_path, monkeypatch):
 # ---- pixels
 
 
+@pytest.mark.slow
 def test_films_show_the_true_angle():
     data = simulate_films(KEY, n_trajectories=5)
     assert data.train.frames.shape == (4, 103, 28, 28)
@@ -330,6 +334,7 @@ def test_the_rod_has_its_place_its_size_and_smooth_edges(theta):
     np.testing.assert_allclose([x, down], [0.5 * np.sin(theta), 0.5 * np.cos(theta)], atol=0.01)
 
 
+@pytest.mark.slow
 def test_opposite_angles_are_mirror_images_and_the_render_is_differentiable():
     np.testing.assert_allclose(render(jnp.float32(0.4)), np.asarray(render(jnp.float32(-0.4)))[:, ::-1], atol=1e-5)
     with jax.enable_x64(True):

@@ -71,6 +71,7 @@ def test_scenes_are_the_exact_flow_of_the_spring(spring_scenes):
     assert inside[spring_scenes.inside].all() and not inside[spring_scenes.extrapolation].any()
 
 
+@pytest.mark.slow
 def test_a_field_with_friction_is_not_reversible(spring_scenes):
     rubbing = FieldModel(TRUE.init, lambda params, y: system_field(SPRING)(y) - 0.05 * y)
     numbers, _ = evaluate.field_numbers("x", Trained(rubbing, {"n": np.zeros(1)}), SPRING, spring_scenes, "mean", 1e-9)
@@ -91,6 +92,7 @@ def test_losses_of_the_true_field_are_the_noise_floor():
     assert numbers["true_field.test_loss"] < 1e-10
 
 
+@pytest.mark.slow
 def test_euler_is_of_first_order_and_the_sweep_finds_where_it_wins():
     sweep = evaluate.euler_sweep(SPRING, 0.1, 3.0, np.array([[1.0, 0.0], [0.3, -0.6]]), {})
     dt, energy, coordinates = sweep.lines["Euler, true field"]

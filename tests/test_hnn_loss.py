@@ -93,6 +93,7 @@ def test_third_derivative_along_a_direction():
     assert third_derivative(lambda y: jnp.sum(y**2) + y[0], x, v) == 0
 
 
+@pytest.mark.slow
 def test_roughness_is_the_mean_square_of_third_derivatives():
     part = spring_part()
     options = Rollout(steps=10, segment_points=15, roughness_weight=2.0, dissipation_roughness_weight=3.0)

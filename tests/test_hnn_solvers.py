@@ -74,7 +74,7 @@ def test_order_of_convergence(solver, dynamics, order):
     assert solver.order(terms) == order
 
 
-@pytest.mark.parametrize("jacobian", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize("jacobian", [jax.jacfwd, pytest.param(jax.jacrev, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("solver", "dynamics", "y"),
     [
@@ -87,7 +87,7 @@ def test_symplectic_solvers_preserve_the_symplectic_form(solver, dynamics, y, ja
     assert symplectic_defect(solver, dynamics, y, 0.1, jacobian) < 1e-10
 
 
-@pytest.mark.parametrize("solver", [diffrax.Euler(), diffrax.Tsit5()])
+@pytest.mark.parametrize("solver", [pytest.param(diffrax.Euler(), marks=pytest.mark.slow), diffrax.Tsit5()])
 def test_runge_kutta_does_not_preserve_the_symplectic_form(solver):
     # Tsit5's FSAL state makes its step fall outside one_step's stateless form, hence the rollout.
     ts = np.array([0.0, 0.3])
@@ -123,7 +123,10 @@ def test_euler_does_not_reverse():
     assert np.abs(back - np.array(Y_PENDULUM)).max() > 1e-2
 
 
-@pytest.mark.parametrize(("solver", "dynamics"), [(Yoshida4(), PENDULUM), (ImplicitMidpoint(), PENDULUM_FIELD)])
+@pytest.mark.parametrize(
+    ("solver", "dynamics"),
+    [(Yoshida4(), PENDULUM), pytest.param(ImplicitMidpoint(), PENDULUM_FIELD, marks=pytest.mark.slow)],
+)
 def test_rollouts_backwards_in_time_return_to_the_start(solver, dynamics):
     ts = np.linspace(0.0, 10.0, 21)
     ahead = rollout(dynamics, jnp.array(Y_PENDULUM), ts, solver=solver, dt=0.1)
@@ -241,7 +244,11 @@ def test_one_diverged_trajectory_leaves_the_batch_alone():
 
 @pytest.mark.parametrize(
     ("solver", "dt"),
-    [(None, None), (Yoshida4(), 0.1), (ImplicitMidpoint(), 0.1)],
+    [
+        (None, None),
+        pytest.param(Yoshida4(), 0.1, marks=pytest.mark.slow),
+        pytest.param(ImplicitMidpoint(), 0.1, marks=pytest.mark.slow),
+    ],
 )
 def test_gradients_through_rollouts_agree_with_finite_differences(solver, dt):
     ts = np.linspace(0.0, 1.5, 6)

@@ -99,6 +99,7 @@ def test_bodies_follow_newton():
     np.testing.assert_allclose(derivative("three_body", y), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_circular_two_body_orbit_returns_after_its_period():
     radius = 0.8
     speed = 1 / (2 * np.sqrt(radius))
@@ -204,6 +205,7 @@ def test_three_body_starts_as_a_triangle():
     assert 1.19 < factor.max() <= 1.2
 
 
+@pytest.mark.slow
 def test_henon_heiles_starts_below_the_escape_energy():
     system = SYSTEMS["henon_heiles"]
     energy = np.asarray(total_energy(system.hamiltonian, sample("henon_heiles", 500)))

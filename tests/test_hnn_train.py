@@ -170,6 +170,7 @@ def test_the_configuration_repeats_the_run(call, folder, small_run):
     assert_same_run(folder / "again", small_run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_the_number_of_devices_changes_no_bit(call, folder, small_run, devices):
     call(f"train --config {small_run}/config.json --out {folder}/on-{devices} --devices {devices}")
@@ -183,6 +184,7 @@ def test_models_do_not_depend_on_each_other(spring_run, small_run):
     jax.tree.map(np.testing.assert_array_equal, params_of(spring_run[0])["hnn"], params_of(small_run)["hnn"])
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_run(call, folder, small_run):
     call(f"train --config {small_run}/config.json --seed 1 --out {folder}/seed-1")
     ours, theirs = numbers_of(folder / "seed-1"), numbers_of(small_run)
@@ -190,6 +192,7 @@ def test_another_seed_gives_another_run(call, folder, small_run):
         assert ours[name] != theirs[name]
 
 
+@pytest.mark.slow
 def test_evaluate_again_with_other_options(call, small_run):
     before = (small_run / "evaluation.json").read_bytes()
     config = (small_run / "config.json").read_bytes()
@@ -240,6 +243,7 @@ def test_rollout_with_fixed_steps(call, folder, other_run):
         assert 0 < np.abs(arrays_of(folder / "r.npz")["y"] - adaptive).max() < largest, solver
 
 
+@pytest.mark.slow
 def test_rollout_from_a_fresh_state_and_as_a_picture(call, folder, spring_run):
     run, _ = spring_run
     for seed in (0, 1):
@@ -280,6 +284,7 @@ def test_training_from_a_file_is_training_from_the_simulation(call, folder):
     assert not np.allclose(own.train.y[0], own.train.y[1])
 
 
+@pytest.mark.slow
 def test_simulate_films(call, folder):
     path = folder / "films.npz"
     out = call(f"simulate pixel_pendulum --out {path} --n-trajectories 3")

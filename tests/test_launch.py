@@ -257,6 +257,7 @@ def test_two_processes_train_the_same_parameters_as_one(fit_script, tmp_path):
         np.testing.assert_allclose(first[name], alone[name], rtol=0, atol=1e-6 * scale)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_in_two_processes(fit_script, tmp_path):
     launcher = launch(sys.executable, fit_script, tmp_path, 10**8)
     watchdog = time.monotonic() + 120

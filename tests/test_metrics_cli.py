@@ -114,6 +114,7 @@ def digits(path):
     np.savez(path / "b.npz", images[900:])
 
 
+@pytest.mark.slow
 def test_digits_in_a_process_of_its_own(tmp_path):
     digits(tmp_path)
     done = whole(tmp_path / "a.npz", tmp_path / "b.npz", "--json", XDG_CACHE_HOME=str(tmp_path))
@@ -124,7 +125,9 @@ def test_digits_in_a_process_of_its_own(tmp_path):
     assert found["precision.digits_cnn"]["value"] > 0.5
 
 
-@pytest.mark.parametrize("content", ["missing", "garbage", "of another net", "nan"])
+@pytest.mark.parametrize(
+    "content", ["missing", *[pytest.param(how, marks=pytest.mark.slow) for how in ("garbage", "of another net", "nan")]]
+)
 def test_wrong_weights_are_one_line(tmp_path, content):
     from safetensors.numpy import load_file, save_file
 

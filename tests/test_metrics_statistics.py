@@ -210,6 +210,7 @@ def _write_many(path, seed):
         cache.save(path, statistics.Statistics(200, x[0], x[:20], np.arange(200), x.astype(np.float32), x[0, :10]))
 
 
+@pytest.mark.slow
 def test_concurrent_writers_never_leave_a_mixture(cache_folder):
     path = cache_folder / "x.safetensors"
     context = multiprocessing.get_context("spawn")

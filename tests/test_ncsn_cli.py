@@ -167,6 +167,7 @@ def test_help_fits_a_screen(here):
         assert command in out
 
 
+@pytest.mark.slow
 def test_samples_to_every_kind_of_file(here):
     line = "sample grey --sampler heun --nfe 5 --count 3 --seed 1"
     code, out, err = here(f"{line} --out grid.png --movie chain.gif")
@@ -197,6 +198,7 @@ def test_inpainting_keeps_what_is_known(here):
     assert (first[:, :4] != second[:, :4]).any()
 
 
+@pytest.mark.slow
 def test_colours_of_a_grey_image(here):
     code, _, err = here("colorize colour photos/0.png --count 2 --sampler ancestral --nfe 4 --out c.png")
     assert code == 0, err
@@ -205,6 +207,7 @@ def test_colours_of_a_grey_image(here):
     assert np.ptp(grey, axis=-1).max() == 0 and np.ptp(first, axis=-1).max() > 0
 
 
+@pytest.mark.slow
 def test_bits_per_dimension(here):
     code, out, err = here("likelihood grey --count 2 --rtol 1e-2")
     assert code == 0 and "bits per dimension, 2 test images" in out, err

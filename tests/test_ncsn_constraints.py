@@ -96,6 +96,7 @@ def test_reconstruction_is_exact_for_independent_data():
         np.testing.assert_allclose(found[:, 1], score(x, sigma)[:, 1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_few_steps_of_an_ode_find_the_conditional_mean_by_reconstruction_and_not_by_replacement():
     count, known = 500, jnp.asarray([3.0, 0.0])
     levels = np.append(karras(20, 0.01, 18), 0)
@@ -120,6 +121,7 @@ def by_class(x, sigma, label):
     return (jnp.asarray(CENTRES)[label] - x) / (1 + sigma[:, None] ** 2)
 
 
+@pytest.mark.slow
 def test_guidance_without_a_classifier():
     x, sigma, labels = jnp.asarray(CENTRES + 0.3), jnp.asarray([0.5, 1.0, 2.0]), jnp.asarray([0, 1, 1])
     guided = lambda weight: classifier_free(by_class, labels, 2, weight)(x, sigma)  # noqa: E731

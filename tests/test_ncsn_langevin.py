@@ -34,6 +34,7 @@ def with_zero(levels):
     return np.append(levels, 0.0)
 
 
+@pytest.mark.slow
 def test_plain_langevin_misses_the_weights_of_the_toy_that_annealed_langevin_finds():
     start = uniform(-8, 8)
     heavy_mode = lambda sampler: np.mean(chain(sampler, 2048)[0].sum(axis=1) > 0)  # noqa: E731
@@ -159,7 +160,7 @@ def test_ancestral_steps_are_draws_from_the_posterior_of_ddpm():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("solver", [diffrax.ALIGN(), diffrax.QUICSORT()])
+@pytest.mark.parametrize("solver", [pytest.param(diffrax.ALIGN(), marks=pytest.mark.slow), diffrax.QUICSORT()])
 def test_underdamped_langevin_recovers_a_gaussian_and_counts_its_evaluations(solver):
     calls = []
 

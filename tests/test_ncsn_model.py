@@ -30,7 +30,7 @@ LADDER = np.geomspace(1, 0.01, 10)
     [
         (ncsn_v1((32, 32, 3), LADDER), 30_117_635),
         (ncsn_v1((28, 28, 1), LADDER, ngf=64), 7_638_657),
-        (ncsn_v2((32, 32, 3)), 29_694_083),
+        pytest.param(ncsn_v2((32, 32, 3)), 29_694_083, marks=pytest.mark.slow),
         (edm(UNet(128, (2, 2, 2), 4, (16,), conditioning="additive", dropout=0.13), (32, 32, 3)), 55_732_739),
     ],
 )
@@ -45,7 +45,7 @@ def compiled(kind):
     return random_params(found), jax.jit(found.score)
 
 
-@pytest.mark.parametrize("kind", ["v1", "v2"])
+@pytest.mark.parametrize("kind", ["v1", pytest.param("v2", marks=pytest.mark.slow)])
 def test_refinenets_equal_pytorch(kind):
     params, score = compiled(kind)
     found = score(params, images(), SIGMA)

@@ -57,12 +57,6 @@ def test_points_from_training_to_report_and_resumed_to_the_bit(call):
     assert numbers["annealed_langevin.nfe"] == 40 and numbers["score.relative_error"] > 0
     assert "<img" in Path("R/report.html").read_text()
 
-    before = contents("R/checkpoints")
-    call("evaluate R --samples 32 --sampling.denoise")
-    again = json.loads(Path("R/evaluation.json").read_text())
-    assert again["langevin.heavy_mode_weight"] * 32 % 1 == 0 and again["annealed_langevin.nfe"] == 41
-    assert contents("R/checkpoints") == before
-
     shutil.copytree("R", "stopped")
     shutil.rmtree("stopped/checkpoints/score/20")
     call("train stopped --resume")
@@ -70,6 +64,16 @@ def test_points_from_training_to_report_and_resumed_to_the_bit(call):
     folders = [f"{name}/checkpoints/score/20/state" for name in ("R", "stopped")]
     first, second = ({k: v for k, v in contents(f).items() if "ocdbt" not in k and "d/" in k} for f in folders)
     assert first.keys() and len(first) == len(second)
+
+
+@pytest.mark.slow
+def test_points_measured_again_with_other_options(call):
+    call(TOY)
+    before = contents("R/checkpoints")
+    call("evaluate R --samples 32 --sampling.denoise")
+    again = json.loads(Path("R/evaluation.json").read_text())
+    assert again["langevin.heavy_mode_weight"] * 32 % 1 == 0 and again["annealed_langevin.nfe"] == 41
+    assert contents("R/checkpoints") == before
 
 
 @pytest.mark.slow
@@ -142,7 +146,7 @@ def gaussian_score(x, sigma):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("denoise", [True, False])
+@pytest.mark.parametrize("denoise", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_every_sampler_keeps_to_its_budget(name, denoise):
     """And ends near the data, N(0.1, I) in 64 dimensions."""
     config = replace(PRESETS["toy_mixture"], noise=Noise("ladder", sigma_min=0.05, sigma_max=12.0, levels=10))
@@ -176,7 +180,9 @@ def test_a_sampler_in_one_word():
     assert parse_sampler("heun:35", base) == replace(base, sampler="heun", nfe=35, step_size=None)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name.startswith("digits") else pytest.mark.slow) for name in PRESETS]
+)
 def test_every_preset_fits_its_data(name):
     config = PRESETS[name]
     shape = {"toy_mixture": (2,), "digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}[config.data.source]

@@ -64,6 +64,7 @@ def test_the_class_and_the_noise_level_matter():
         assert (np.abs(changed - plain).max((1, 2, 3))[[0, 2]] > 1e-3).all()
 
 
+@pytest.mark.slow
 def test_dropout_by_the_keys_of_examples():
     _, params, denoise = small()
     plain, dropped = denoise(params, X, SIGMA, LABEL), denoise(params, X, SIGMA, LABEL, KEYS)
@@ -114,6 +115,7 @@ def test_gradients_reach_every_parameter_of_a_block():
         assert np.isfinite(leaf).all() and leaf.any(), jax.tree_util.keystr(path)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_keeps_float32_outside():
     plain, half = (edm(UNet(8, (1,), 0, (8,), dtype=dtype), (8, 8, 2)) for dtype in (jnp.float32, jnp.bfloat16))
     assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(half.init, KEY))} == {jnp.dtype("float32")}
@@ -180,6 +182,7 @@ def test_only_the_energys_score_has_no_curl():
     assert curl(edm_energy) < 1e-4 < 1e-2 < curl(edm)
 
 
+@pytest.mark.slow
 def test_energies_of_images_can_be_trained():
     """The loss is differentiated twice, through convolutions and attention."""
     model = edm_energy(UNet(4, (1,), 1, (8,)), (8, 8, 1))

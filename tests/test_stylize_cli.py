@@ -283,6 +283,7 @@ def test_refused(template, untouched, in_process, monkeypatch, line, message):
     assert after == untouched
 
 
+@pytest.mark.slow
 def test_a_training_begins_with_the_weights_of_another(template):
     """Styles beyond those that it knows begin like its last; the set that is no style stays the last one."""
     known = training.start_state(CONFIG).params

@@ -119,6 +119,7 @@ def test_the_gradient_against_finite_differences(devices):
     np.testing.assert_allclose(jnp.sum(gradient * direction), numeric, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_styles_mix_by_their_weights():
     network = tiny_network()
     params = double(network.params)

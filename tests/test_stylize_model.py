@@ -49,7 +49,7 @@ def test_what_comes_out_has_the_size_of_what_went_in(net):
     )
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_rows_over_devices_give_the_same_image(net, devices):
     model, variables = net
     spread = model.clone(rows=Rows("data", devices))
@@ -58,6 +58,7 @@ def test_rows_over_devices_give_the_same_image(net, devices):
     np.testing.assert_allclose(jax.jit(mapped)(variables, X, MIX), model.apply(variables, X, MIX), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_an_even_image_stays_even_up_to_its_borders():
     """Zeros beyond the border would show as a frame, a transposed convolution as a checkerboard."""
     model = TransferNet(Network(width=4, blocks=2), 2)
@@ -93,6 +94,7 @@ def test_instance_norm_by_its_moments_and_the_mixture_of_styles():
     np.testing.assert_allclose(jnp.std(y, (1, 2)), 3.5, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_memory_of_nothing_is_no_memory():
     model = TransferNet(Network(width=4, blocks=1, memory=True), 2)
     variables = model.init(jax.random.key(0), X, MIX)

@@ -50,7 +50,11 @@ def both(height, width, tile_px, devices, scale="relative"):
 
 @pytest.mark.parametrize(
     ("height", "width", "tile_px", "devices", "scale"),
-    [(64, 96, 16, 1, "relative"), (61, 75, 32, 4, "raw"), (32, 32, 64, 1, "relative")],
+    [
+        pytest.param(64, 96, 16, 1, "relative", marks=pytest.mark.slow),
+        (61, 75, 32, 4, "raw"),
+        pytest.param(32, 32, 64, 1, "relative", marks=pytest.mark.slow),
+    ],
 )
 def test_the_objective_and_its_gradient_are_those_of_the_whole_image(height, width, tile_px, devices, scale):
     ((whole, terms), gradient), ((tiled, tiled_terms), tiled_gradient) = both(height, width, tile_px, devices, scale)

@@ -126,7 +126,7 @@ def test_evaluation(call, desk):
     assert numbers["photograph.ssim"] == pytest.approx(1, abs=1e-3) and numbers["photograph.content"] < 1e-3
     assert numbers["network.seconds"] > 0 and numbers["network.spectral_peak"] > 0
     assert numbers["network.border_contrast"] > 0
-    for method in ("lbfgs_noise", "adam_noise", "lbfgs_content"):
+    for method in ("gatys", "lbfgs_noise", "adam_noise", "lbfgs_content"):
         assert 0 <= numbers[f"{method}.equal_iterations"] <= 2
         assert 0 <= numbers[f"{method}.never_reached"] <= 1
         assert numbers[f"{method}.evaluations"] >= 2 and numbers[f"{method}.seconds"] > 0
@@ -136,7 +136,7 @@ def test_evaluation(call, desk):
     assert numbers["lbfgs_noise.objective"] < numbers["noise.objective"]
     assert "2 photographs" in numbers["protocol"] and "style other" in numbers["protocol"]
     page = (desk / "R" / "report.html").read_text()
-    assert page.count("<img") == 4 and "lbfgs_content" in page and numbers["protocol"].split(";")[0] in page
+    assert page.count("<img") == 7 and "lbfgs_content" in page and numbers["protocol"].split(";")[0] in page
     assert "network" in out and "R/report.html" in out
 
 

@@ -215,7 +215,7 @@ def test_nan_without_a_checkpoint():
 # Resuming
 
 
-@pytest.mark.parametrize("first", [60, 57])
+@pytest.mark.parametrize("first", [pytest.param(60, marks=pytest.mark.slow), 57])
 def test_resume_in_the_middle_of_an_epoch_is_bit_identical(tmp_path, first):
     with Checkpoints(tmp_path) as checkpoints:
         run(fresh(), first, checkpoints=checkpoints)
@@ -268,7 +268,7 @@ def replicas_on(devices):
     return got, logged, hooked
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_replicas_are_the_same_on_any_number_of_devices(devices):
     (got, logged, hooked), (expected, expected_logged, expected_hooked) = replicas_on(devices), replicas_on(1)
     assert_identical(got, expected)
@@ -287,6 +287,7 @@ def test_replicas_are_what_each_is_alone():
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), one, alone.params)
 
 
+@pytest.mark.slow
 def test_replicas_saved_on_four_devices_go_on_on_two(tmp_path):
     state = replicated()[2]
     with Checkpoints(tmp_path) as checkpoints:
@@ -347,7 +348,9 @@ def start_child(*argv, cache=""):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_at_once_and_the_run_can_go_on(tmp_path, number, code):
     process = start_child(tmp_path / "c", 10**9, int(number))
     out, err = process.communicate(timeout=60)

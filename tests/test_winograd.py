@@ -29,7 +29,7 @@ def test_equals_the_direct_convolution_at_any_size(size):
     close(jax.jit(winograd.conv)(x, winograd.transform(kernel)), direct(x, kernel))
 
 
-@pytest.mark.parametrize("size", [(8, 8), (5, 11)])
+@pytest.mark.parametrize("size", [pytest.param((8, 8), marks=pytest.mark.slow), (5, 11)])
 def test_gradients_of_first_and_second_order(size):
     x, kernel = problem(*size)
     fast = winograd.transform(kernel)
@@ -47,6 +47,7 @@ def test_gradients_of_first_and_second_order(size):
         close(found, wanted)
 
 
+@pytest.mark.slow
 def test_a_kernel_of_one_point_moves_the_image():
     x, _ = problem(6, 9, channels=3)
     kernel = np.zeros((3, 3, 3, 3), np.float32)
