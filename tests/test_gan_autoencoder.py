@@ -72,6 +72,8 @@ def test_from_training_to_report_and_resumed_to_the_bit(call, here):
         "interpolate R --labels 1": "--labels needs two classes",
         "interpolate R --labels 1 12": "no test image of class 12",
         "sample R": "is an autoencoder, which has no samples",
+        "train --config R/config.json --out R": "already holds a run",
+        "pegasus R --out P --count 3": "count must be at least 64",
     }.items():
         code, _, err = here(line)
         assert code == 2 and message in err, err
@@ -117,7 +119,7 @@ def test_references_score_as_published():
         ("train digits_acai --autoencoder.batch-size 2000 --out R", "there are only 1437 images"),
         ("train digits_acai --autoencoder.batch-size 6 --devices 2 --out R", "no pairs for each of 2 devices"),
         ("train digits_acai --data.source nowhere --out R", "no such folder or file; data.source is lines"),
-        ("train digits_acai --config absent.json", "unknown"),
+        ("train digits_acai --config absent.json", "Unrecognized options: --config"),
     ],
 )
 def test_refused(here, line, message):
