@@ -172,8 +172,8 @@ def check_out(out: Path, *suffixes: str) -> None:
     `suffixes`: how its name may end; "" stands for a folder, which need not exist.
     """
     if out.suffix not in suffixes:
-        ends = " or ".join(filter(None, suffixes))
-        raise UserError(f"{out}: the file must end in {ends}{', or be a folder' if '' in suffixes else ''}")
+        ends = [f"end in {' or '.join(filter(None, suffixes))}"] if any(suffixes) else []
+        raise UserError(f"{out}: it must {', or '.join(ends + ['be a folder'] * ('' in suffixes))}")
     if out.is_dir() and out.suffix:
         raise UserError(f"{out} is a folder")
     if not out.absolute().parent.is_dir():

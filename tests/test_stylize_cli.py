@@ -143,7 +143,7 @@ REFUSED = [
     (f"image dot.png style.png {VGG}", "images of 1 x 1 pixels are too small"),
     (f"image photo.png style.png --longest-px 6 {DEEP}", "images of 4 x 6 pixels are too small for relu4_1"),
     (f"image photo.png style.png --masks photo.png --optim.tile-px 64 {VGG}", "regions are not possible in tiles"),
-    ("image photo.png style.png --out result.txt", "result.txt: the file must end in .png"),
+    ("image photo.png style.png --out result.txt", "result.txt: it must end in .png"),
     ("image photo.png style.png --out nowhere/x.png", "there is no folder nowhere"),
     ("image photo.png style.png --out photo.png", "photo.png is one of the images"),
     ("image photo.png style.png --out a/../style.png", "is one of the images"),
