@@ -142,8 +142,15 @@ def test_the_page_of_ratios():
         "variants": {"ours": seconds, "torch contiguous": seconds | {"per_s": 1.6}},
         "ratio": 1.25,
     }
+    cycles = {"cycles_per_s": 9.0, "median_s": 0.5, "first_s": 4.0, "peak_mib": 256.0}
+    dcgan = {
+        "problem": {"parameters": 1234, "batch_size": 64, "n_critic": 1},
+        "variants": {"ours": cycles, "torch contiguous": cycles | {"cycles_per_s": 6.0}},
+        "ratio": 1.5,
+    }
     text = page(
         {
+            "gan": {"cores": 2, "problems": {"dcgan": dcgan}},
             "stylize": {"cores": 2, "problems": {"network": network}, "large": {}},
             "ncsn": {"cores": 2, "problems": {"unet": problem}},
             "convolution": {"variants": variants, "steps_per_round": 8, "cores": 2},
@@ -158,6 +165,7 @@ def test_the_page_of_ratios():
     assert "| torch contiguous | 600 | 1.20 |" in text
     assert "| torch channels_last | 6.00 | 1.50 |" in text
     assert "| 16 | 256 | 2.00 | 1.60 | 1.25 | 4.0 | 256 | 256 |" in text
+    assert "| DCGAN | 1,234 | 64 | 1 | 9.00 | 6.00 | 1.50 | 4.0 | 256 | 256 |" in text
     assert "| spring | hnn | 400 | 100 | 4.00 | 160 | 2.50 |" in text
     assert "| spring | 0.500 | 0.100 | 9.00 | 18.0 |" in text
     assert "| EDM's U-Net, Heun's method | torch contiguous | 20.0 | 1.50 | 6.0 | 512 |" in text

@@ -15,7 +15,7 @@ from typing import Any
 from lib.config import parse
 from lib.run import UserError, command, read_json, write_text
 
-BENCHMARKS = ("convolution", "hnn", "ncsn", "inception", "stylize")
+BENCHMARKS = ("convolution", "hnn", "ncsn", "inception", "stylize", "gan")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def page(results: dict[str, Any]) -> str:
             *_ncsn(results["ncsn"]),
             *_inception(results["inception"]),
             *_stylize(results["stylize"]),
+            *_gan(results["gan"]),
         ]
     )
 
@@ -230,6 +231,32 @@ def _stylize_row(first: list[str], p: dict[str, Any]) -> str:
     rates = [f"{ours['per_s']:.2f}", f"{theirs['per_s']:.2f}", f"{p['ratio']:.2f}"]
     costs = [f"{ours['first_s']:.1f}", f"{ours['peak_mib']:.0f}", f"{theirs['peak_mib']:.0f}"]
     return "| " + " | ".join([*first, *rates, *costs]) + " |"
+
+
+GANS = {"dcgan": "DCGAN", "sngan": "SNGAN's CNN", "wgan_gp": "WGAN-GP"}
+
+
+def _gan(r: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Training of GANs",
+        "",
+        "Cycles of critic and generator on 28x28 images, ours as one program; PyTorch, eager, with "
+        f"{r['cores']} threads, the faster of contiguous and channels_last. Losses and gradients of both players are "
+        "compared beforehand. First calls include compilation.",
+        "",
+        "| network | parameters | batch | critic per generator | ours, cycles/s | PyTorch | ratio | first call, s | "
+        "memory, MiB | PyTorch |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, p in r["problems"].items():
+        ours, variants = p["variants"]["ours"], p["variants"]
+        theirs = min((v for k, v in variants.items() if k != "ours"), key=lambda v: v["median_s"])
+        recipe = p["problem"]
+        cells = [GANS[name], f"{recipe['parameters']:,}", str(recipe["batch_size"]), str(recipe["n_critic"])]
+        cells += [f"{ours['cycles_per_s']:.2f}", f"{theirs['cycles_per_s']:.2f}", f"{p['ratio']:.2f}"]
+        cells += [f"{ours['first_s']:.1f}", f"{ours['peak_mib']:.0f}", f"{theirs['peak_mib']:.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,128 @@
+"""Training of GANs, ours and PyTorch's, on the CPU: cycles of critic and generator per second.
+
+    python -m launch.bench.gan [--problems dcgan sngan wgan_gp] [--rounds N] [--json FILE]
+
+Networks of 28x28 images with the recipes of the presets mnist_dcgan, mnist_sngan and mnist_wgan_gp: batch norm in both
+players; spectral norm in the critic; five updates of a critic with a penalty on its gradient, whose gradient is of
+second order, for every one of the generator. Ours is one program for all cycles of a round, the batch spread over one
+device per core, with the data on the device; PyTorch runs eagerly with a thread per core, contiguous and channels_last,
+of which the faster one counts, and keeps an average of the generator as ours does.
+
+Both begin with the same weights; losses and gradients of both players on one batch are compared. Every variant is a
+process of its own, which sleeps while the others work; rounds alternate between them, and medians count. The first
+call of each includes tracing and compiling (no compilation cache is used).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.child import Child
+from lib.run import UserError, command, environment, write_json
+from lib.shard import cores
+
+CYCLES = {"dcgan": 20, "sngan": 10, "wgan_gp": 5}
+TORCH_WAYS: dict[str, dict[str, bool]] = {"torch contiguous": {}, "torch channels_last": {"channels_last": True}}
+LIMITS = {"critic_loss": 1e-4, "generator_loss": 1e-4, "critic gradient": 1e-3, "generator gradient": 1e-3}
+BAR = 1.0
+PAUSE_S = 0.3  # before a round: OpenMP's threads, which spin for a while after their work, are asleep by then
+DESCRIPTION = "Training of GANs: cycles of critic and generator against PyTorch."
+
+Numbers = dict[str, Any]
+
+
+def measure(problem: str, cycles: int, folder: Path, rounds: int, **changes: Any) -> Numbers:
+    """All numbers of one problem; `changes` are fields of its networks and its training with other values."""
+    weights, record = str(folder / f"{problem}.npz"), str(folder / f"{problem}_record.npz")
+    with contextlib.ExitStack() as stack:
+        ours = stack.enter_context(Child("gan.timing"))
+        theirs = {name: stack.enter_context(Child("launch.bench.gan_torch")) for name in TORCH_WAYS}
+        recipe = ours.ask("prepare", problem=problem, weights=weights, **changes)
+        if recipe["backend"] != "cpu":
+            raise UserError("this benchmark compares CPUs: run it with JAX_PLATFORMS=cpu")
+        for name, child in theirs.items():
+            answer = child.ask("prepare", problem=recipe, weights=weights, threads=cores(), **TORCH_WAYS[name])
+        ours.ask("record", out=record)
+        differences = {name: child.ask("compare", record=record) for name, child in theirs.items()}
+        variants = {"ours": ours, **theirs}
+        results: Numbers = {name: {"seconds": []} for name in variants}
+        for name, child in variants.items():
+            time.sleep(PAUSE_S)
+            results[name]["first_s"] = child.ask("run", cycles=cycles)["seconds"]
+        for _ in range(rounds):
+            for name, child in variants.items():
+                time.sleep(PAUSE_S)
+                results[name]["seconds"].append(child.ask("run", cycles=cycles)["seconds"])
+        for name, child in variants.items():
+            results[name]["peak_mib"] = child.ask("memory")["peak_mib"]
+    for r in results.values():
+        r["median_s"] = statistics.median(r["seconds"])
+        r["cycles_per_s"] = cycles / r["median_s"]
+    return {
+        "problem": recipe,
+        "cycles": cycles,
+        "variants": results,
+        "ratio": min(results[name]["median_s"] for name in theirs) / results["ours"]["median_s"],
+        "differences": differences,
+        "torch": answer["torch"],
+    }
+
+
+def table(name: str, r: Numbers) -> str:
+    """What was measured for one problem, for people."""
+    lines = [
+        f"{name}: {r['problem']['parameters']} parameters, batch {r['problem']['batch_size']}, "
+        f"{r['problem']['n_critic']} updates of the critic per cycle",
+        f"  {'':22}{'cycles/s':>10}{'first s':>9}{'peak MiB':>10}",
+    ]
+    for variant, v in r["variants"].items():
+        lines.append(f"  {variant:22}{v['cycles_per_s']:10.2f}{v['first_s']:9.1f}{v['peak_mib']:10.0f}")
+    worst = {what: max(d[what] for d in r["differences"].values()) for what in LIMITS}
+    differences = ", ".join(f"{what} {value:.1e}" for what, value in worst.items())
+    return "\n".join([*lines, f"  {r['ratio']:.2f} times PyTorch (bar {BAR:g}); differences: {differences}"])
+
+
+def check(results: dict[str, Numbers]) -> None:
+    """Raises UserError where two sides did not compute the same."""
+    for name, r in results.items():
+        for variant, differences in r["differences"].items():
+            for what, value in differences.items():
+                if not value <= LIMITS[what]:
+                    raise UserError(f"{name}: {what} of {variant} differs by {value:.1e}, more than {LIMITS[what]:g}")
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m launch.bench.gan", description=DESCRIPTION)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here as well")
+    parser.add_argument("--problems", nargs="+", choices=tuple(CYCLES), default=tuple(CYCLES), help="what to measure")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds per variant")
+    args = parser.parse_args(argv)
+    if args.rounds < 1:
+        raise UserError("--rounds must be at least 1")
+    if importlib.util.find_spec("torch") is None:
+        raise UserError('this benchmark compares with PyTorch: pip install -e ".[bench]"')
+    load_before = os.getloadavg()
+    results: dict[str, Numbers] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for problem in args.problems:
+            results[problem] = measure(problem, CYCLES[problem], Path(folder), args.rounds)
+            print(table(problem, results[problem]), flush=True)
+    if args.json:
+        loads = {"load_average_before": load_before, "load_average_after": os.getloadavg()}
+        record = {"problems": results, "rounds": args.rounds, "cores": cores(), **loads}
+        write_json(args.json, {**record, "environment": environment()})
+    check(results)
+
+
+if __name__ == "__main__":
+    sys.exit(command(main))
