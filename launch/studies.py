@@ -26,7 +26,8 @@ class Study:
 
     title: str
     runs: Mapping[str, tuple[str, ...]]
-    """by name: commands, after `python -m PACKAGE`; {run} is the run's folder, {data} that of real data"""
+    """by name: commands, after `python -m PACKAGE`; {run} is the run's folder, {runs} that of all runs, {data} that of
+    real data"""
     figures: tuple[str, ...]
     """those of a run's figures whose names begin so"""
     seeds: Mapping[str, int] = field(default_factory=dict)
@@ -38,12 +39,36 @@ def training(preset: str) -> tuple[str, ...]:
     return (f"train {preset} --out {{run}} --resume",)
 
 
+_STARRY, _PHOTOS = "{data}/paintings/starry_night.jpg", "{data}/photos/bsds500"
+
 STUDIES = {
     "ncsn": Study(
         "Score networks",
         {name: training(name) for name in ("toy_mixture", "digits_v1", "digits_v2", "digits_edm", "mnist_edm")},
         ("samples", "fields", "quality", "inpainting", "neighbours"),
         {"digits_edm": 5},
+    ),
+    "stylize": Study(
+        "Style transfer",
+        {
+            "crops": (
+                f"train small {_STARRY} --photos {_PHOTOS}/train --out {{run}} --resume",
+                f"evaluate {{run}} --photos {_PHOTOS}/val --against",
+            ),
+            "starry_night": (
+                f"train small {_STARRY} --photos {_PHOTOS}/train --warm-start {{runs}}/crops --optim.crop-px 256 "
+                "--optim.steps 2400 --optim.lr 1e-3 --optim.warmup 0.05 --out {run} --resume",
+                f"evaluate {{run}} --photos {_PHOTOS}/val --iterations 60",
+            ),
+            "movie": (
+                f"train movie {_STARRY} {{data}}/paintings/the_scream.jpg --photos {_PHOTOS}/train "
+                "--warm-start {runs}/starry_night --optim.crop-px 256 --optim.steps 1500 --optim.lr 1e-3 "
+                "--out {run} --resume",
+                f"evaluate {{run}} --photos {_PHOTOS}/val --against --clips {{data}}/video/bikes.mp4 "
+                "{data}/video/bigbuckbunny.mp4",
+            ),
+        },
+        ("network", "gatys", "lbfgs", "objective", "bikes", "bigbuckbunny"),
     ),
 }
 
@@ -96,7 +121,8 @@ def run(package: str, commands: Sequence[str], folder: Path, *options: str) -> d
     if not (folder / "report.html").exists():
         for k, command in enumerate(commands):
             data = data_folder() if "{data}" in command else None
-            words = [word.format(run=folder, data=data) for word in command.split()] + list(options if k == 0 else ())
+            places = {"run": folder, "runs": folder.parent, "data": data}
+            words = [word.format(**places) for word in command.split()] + list(options if k == 0 else ())
             status = subprocess.run([sys.executable, "-m", package, *words], check=False).returncode
             if status:
                 told = " ".join(["python -m", package, *words])
@@ -138,7 +164,7 @@ def _page(
         lines += [
             f"## {name}",
             "",
-            *(f"    python -m {package} {text.format(run='RUN', data='$' + DATA_VARIABLE)}" for text in told),
+            *(f"    python -m {package} {text.format(run='RUN', runs='RUNS', data='$' + DATA_VARIABLE)}" for text in told),
             "",
             f"{record['utc_start'][:10]}, {record['cores']} CPU cores ({record['devices'][0]}), jax "
             f"{record['versions']['jax']}; {_minutes(runs / name):.0f} minutes of training.",

@@ -103,8 +103,7 @@ def evaluate(
     }
     for photo, image in zip(chosen, made, strict=True):
         for name, x in {"network": image, "photograph": photo, **fixed}.items():
-            similar = structural_similarity(as_saved(x), photo, channel_axis=-1, data_range=2.0)
-            rows.setdefault(name, []).append({**judge(x, photo), "ssim": float(similar)})
+            rows.setdefault(name, []).append({**judge(x, photo), "ssim": _similarity([as_saved(x)], [photo])})
     numbers = _means(rows)
     net = np.array([row["objective"] for row in rows["network"]])
     spent_s = _seconds(lambda: stylize(chosen[0], mix))
@@ -143,6 +142,9 @@ def evaluate(
     series = {name: (steps, values) for name, values in curves.items()}
     path = plot.curves(out / "objective.png", series, x="iterations", y="objective, mean over photographs")
     pictures.append((path, "The network's objective beside those of optimised pixels."))
+    dimmed = [_dimmed(photo) for photo in chosen]
+    numbers["network.half_contrast_ssim"] = _similarity(made, [stylize(photo, mix) for photo in dimmed])
+    numbers["photograph.half_contrast_ssim"] = _similarity(chosen, dimmed)
     numbers["network.spectral_peak"] = spectral_peak(made)
     numbers["photograph.spectral_peak"] = spectral_peak(chosen)
     numbers["network.border_contrast"] = border_contrast(made) / border_contrast(chosen)
@@ -193,6 +195,18 @@ def _seconds(call: Callable[[], object], repeats: int = 7) -> float:
         call()
         found.append(time.perf_counter() - began)
     return float(np.median(found))
+
+
+def _similarity(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
+    """Mean structural similarity of images [h, w, 3] in [-1, 1], pair by pair."""
+    pairs = zip(first, second, strict=True)
+    return float(np.mean([structural_similarity(a, b, channel_axis=-1, data_range=2.0) for a, b in pairs]))
+
+
+def _dimmed(photo: np.ndarray) -> np.ndarray:
+    """Half as far from the mean of each channel."""
+    mean = photo.mean((0, 1))
+    return mean + (photo - mean) / 2
 
 
 def _square(image: np.ndarray, size_px: int) -> np.ndarray:
@@ -271,6 +285,7 @@ def _protocol(trained: Trained, network: LossNetwork, options: Evaluation, photo
         f"Adam at {Optimization().lr:g}. All are measured as a file shows them. equal_iterations: after how many "
         "iterations its objective is at most the network's, the limit counted where it never is (never_reached: "
         "share of photographs). seconds: median, without compilation. equals_adam: how many iterations of L-BFGS come "
-        "to where all of Adam's do, and their time as a share of Adam's. spectral_peak: power at the frequencies 1/2 "
+        "to where all of Adam's do, and their time as a share of Adam's. half_contrast_ssim: structural similarity of "
+        "what is made of a photograph and of the same at half its contrast. spectral_peak: power at the frequencies 1/2 "
         "and 1/4 over that beside them. border_contrast: of the outer 8 pixels over the inner, relative to photographs."
     )
