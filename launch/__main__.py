@@ -1,33 +1,35 @@
 """`python -m launch COMMAND ...`"""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from launch import demo, local, reproduce, studies
-from lib.run import UserError, command
+from launch import demo, kubernetes, local, reproduce, slurm, status, studies, sweep, tpu
+from lib.run import UserError, command, dispatch
 
-_USAGE = (
-    "usage: python -m launch local [--processes N] [--grace-s S] -- COMMAND... | "
-    "python -m launch reproduce hnn|metrics|ncsn | python -m launch demo"
-)
+_USAGE = """usage: python -m launch COMMAND ...
+
+  local --processes N -- COMMAND     processes on this machine that find each other
+  slurm [--nodes N] -- COMMAND       a batch job that requeues itself after a preemption
+  kubernetes --image I -- COMMAND    a JobSet on a node pool of GPUs or TPUs
+  tpu create|run|collect|delete      TPU VMs of Google Cloud
+  sweep --grid FIELD=A,B -- COMMAND  one run per combination of values, here or as a Slurm array
+  status RUN...                      how far run folders are
+  reproduce hnn|metrics|ncsn|stylize the runs behind docs/results, and their pages
+  demo                               a small run of every package
+
+COMMAND is any training, e.g. python -m ncsn train mnist_edm --out RUN. Engines take --dry-run."""
+
+
+def _returning(main: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], None]:
+    return lambda args: sys.exit(main(args))
 
 
 def main(args: Sequence[str]) -> None:
-    if args and args[0] == "local":
-        sys.exit(local.main(args[1:]))
-    if args and args[0] == "reproduce":
-        _reproduce(args[1] if len(args) > 1 else "", args[2:])
-        return
-    if args and args[0] == "demo":
-        demo.main(args[1:])
-        return
-    if args and args[0] in ("-h", "--help"):
-        print(_USAGE)
-        return
-    raise UserError(f"unknown launch command {args[0]!r}; {_USAGE}" if args else _USAGE)
+    dispatch(COMMANDS, _USAGE, args)
 
 
-def _reproduce(what: str, args: Sequence[str]) -> None:
+def _reproduce(args: Sequence[str]) -> None:
+    what, args = (args[0], args[1:]) if args else ("", args)
     if what == "hnn":
         reproduce.main(args)
     elif what == "metrics":
@@ -39,6 +41,17 @@ def _reproduce(what: str, args: Sequence[str]) -> None:
     else:
         raise UserError(f"reproduce what? Choose from hnn, metrics, {', '.join(studies.STUDIES)}")
 
+
+COMMANDS = {
+    "local": _returning(local.main),
+    "slurm": slurm.main,
+    "kubernetes": kubernetes.main,
+    "tpu": tpu.main,
+    "sweep": sweep.main,
+    "status": status.main,
+    "reproduce": _reproduce,
+    "demo": demo.main,
+}
 
 if __name__ == "__main__":
     sys.exit(command(main))

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
 
+from launch import jobs
 from lib.config import parse
 from lib.run import UserError
 
@@ -44,14 +45,8 @@ def main(args: Sequence[str]) -> int:
 
     Raises UserError for wrong options and for a command that cannot be started.
     """
-    if "--" in args:
-        at = list(args).index("--")
-        args, command = args[:at], args[at + 1 :]
-    else:
-        command = ()
-    options = parse(Local(), args, "python -m launch local")
-    if not command:
-        raise UserError("no command given: python -m launch local --processes N -- COMMAND...")
+    words, command = jobs.split(args, "python -m launch local --processes N -- COMMAND...")
+    options = parse(Local(), words, "python -m launch local")
     if options.processes < 1:
         raise UserError(f"--processes is {options.processes}, it must be at least 1")
     if not (math.isfinite(options.grace_s) and options.grace_s >= 0):

@@ -164,7 +164,10 @@ def _page(
         lines += [
             f"## {name}",
             "",
-            *(f"    python -m {package} {text.format(run='RUN', runs='RUNS', data='$' + DATA_VARIABLE)}" for text in told),
+            *(
+                f"    python -m {package} {text.format(run='RUN', runs='RUNS', data='$' + DATA_VARIABLE)}"
+                for text in told
+            ),
             "",
             f"{record['utc_start'][:10]}, {record['cores']} CPU cores ({record['devices'][0]}), jax "
             f"{record['versions']['jax']}; {_minutes(runs / name):.0f} minutes of training.",

@@ -204,8 +204,7 @@ def test_grandchildren_end_with_their_process(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "usage: python -m launch local"),
-        (["cluster"], "unknown launch command 'cluster'"),
+        (["cluster"], "unknown command 'cluster'"),
         (["local", "--processes", "2"], "no command given"),
         (["local", "--processes", "0", "--", "true"], "--processes is 0"),
         (["local", "--processes", "two", "--", "true"], "--processes"),
