@@ -126,7 +126,7 @@ def manifest(options: Kubernetes, command: Sequence[str]) -> dict[str, Any]:
             "network": {"enableDNSHostnames": True, "subdomain": options.name},
             "failurePolicy": {
                 "maxRestarts": options.max_restarts,
-                "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+                "rules": [{"name": "mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
             },
             "replicatedJobs": [{"name": _JOB, "replicas": 1, "template": {"spec": job}}],
         },

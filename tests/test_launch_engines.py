@@ -109,6 +109,36 @@ def test_the_manifest_of_tpus_and_of_one_pod():
     assert alone["template"]["spec"]["template"]["spec"]["containers"][0]["env"] == []
 
 
+def _strict(schema):
+    """Unknown fields are refused, as a server with strict validation does."""
+    if isinstance(schema, dict):
+        if schema.get("x-kubernetes-int-or-string"):
+            schema.pop("type", None)
+        if schema.get("type") == "object" and "properties" in schema:
+            schema.setdefault("additionalProperties", False)
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        _strict(part)
+    return schema
+
+
+@pytest.mark.skipif("JOBSET_CRD" not in os.environ, reason="JOBSET_CRD names no file: the CRD of JobSet's release")
+@pytest.mark.parametrize(
+    "options",
+    [
+        kubernetes.Kubernetes("i", hosts=4, gpus=8, volume="runs", cpu="8", memory="64Gi"),
+        kubernetes.Kubernetes("i", hosts=4, tpu="tpu-v5-lite-podslice", topology="4x4"),
+        kubernetes.Kubernetes("i"),
+    ],
+)
+def test_manifests_are_valid_by_the_published_schema(options):
+    """config/components/crd/bases/jobset.x-k8s.io_jobsets.yaml of github.com/kubernetes-sigs/jobset."""
+    yaml, jsonschema = pytest.importorskip("yaml"), pytest.importorskip("jsonschema")
+    versions = yaml.safe_load(Path(os.environ["JOBSET_CRD"]).read_text())["spec"]["versions"]
+    (schema,) = (v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == "v1alpha2")
+    schema["properties"]["metadata"] = {"type": "object"}
+    jsonschema.Draft202012Validator(_strict(schema)).validate(kubernetes.manifest(options, ["x"]))
+
+
 def test_kubernetes_dry_run(call):
     code, out, err = call("kubernetes", "--image", "i", "--dry-run", "--", *TRAIN)
     assert code == 0, err
