@@ -91,17 +91,24 @@ def _supervise(
             number = received.pop(0)
             for child in running:
                 _signal_group(child, number)
-        for child in list(running):
-            status = _exit_code(child)
-            if status is None:
-                continue
-            running.remove(child)
-            if status != 0 and code == 0:
-                code, deadline = status, time.monotonic() + grace_s
-                # Children that the user's signal has reached are saving: a second one might cut that short.
-                for other in () if told else running:
-                    _signal_group(other, signal.SIGTERM)
+        ended = {child: status for child in running if (status := _exit_code(child)) is not None}
+        running = [child for child in running if child not in ended]
+        # Of several that end at once, one that a signal has ended is why the others did.
+        failed = sorted((child for child in ended if ended[child]), key=lambda child: ended[child] <= 128)
+        if failed and code == 0:
+            code, deadline = ended[failed[0]], time.monotonic() + grace_s
+            if not told and len(children) > 1:
+                _tell(children.index(failed[0]), len(children), code)
+            # Children that the user's signal has reached are saving: a second one might cut that short.
+            for other in () if told else running:
+                _signal_group(other, signal.SIGTERM)
     return code
+
+
+def _tell(number: int, count: int, status: int) -> None:
+    name = signal.Signals(status - 128).name if status > 128 else None
+    how = f"was ended by {name}" if name else f"ended with exit code {status}"
+    print(f"launch: process {number} of {count} {how}; the others are asked to end", file=sys.stderr, flush=True)
 
 
 def _free_port() -> int:
@@ -115,6 +122,7 @@ def _start(command: Sequence[str], i: int, processes: int, coordinator: str) -> 
         "GRADIENT_FIELDS_COORDINATOR": coordinator,
         "GRADIENT_FIELDS_PROCESSES": str(processes),
         "GRADIENT_FIELDS_PROCESS": str(i),
+        "GRADIENT_FIELDS_LOCAL": str(i),
     }
     launcher = os.getpid()
     cores = _share(sorted(os.sched_getaffinity(0)), i, processes)

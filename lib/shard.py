@@ -21,6 +21,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lib import cluster
 from lib.run import UserError
 
 How = Literal["jit", "shard_map", "pmap"]
@@ -45,9 +46,9 @@ def start(cpu_devices: int | None = None, *, convolutions: bool = True) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_experimental_ynn_fusion_type" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_experimental_ynn_fusion_type=".strip()
-    coordinator = os.environ.get("GRADIENT_FIELDS_COORDINATOR")
+    here = cluster.peers()
     if cpu_devices is None:
-        cpu_devices = 1 if coordinator else cores()
+        cpu_devices = 1 if here else cores()
     # XLA shares one pool of NPROC threads (by default, cores) among its CPU devices. Where there are no more threads
     # than devices, convolutions inside loops give wrong numbers for the first images of a batch as soon as two
     # devices compute at the same time (seen with jaxlib 0.10.2; tests/test_shard.py).
@@ -57,15 +58,14 @@ def start(cpu_devices: int | None = None, *, convolutions: bool = True) -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gradient-fields" / "jax"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if coordinator:
-        # JAX's own SIGTERM handler would replace ours, and the run would neither save nor stop.
-        jax.config.update("jax_enable_preemption_service", False)
-        jax.distributed.initialize(
-            coordinator,
-            int(os.environ["GRADIENT_FIELDS_PROCESSES"]),
-            int(os.environ["GRADIENT_FIELDS_PROCESS"]),
-            shutdown_timeout_seconds=24 * 3600,  # the others wait at their end while process 0 evaluates
-        )
+    # JAX's own SIGTERM handler would replace ours, and the run would neither save nor stop.
+    jax.config.update("jax_enable_preemption_service", False)
+    day_s = 24 * 3600  # the others wait at their end while process 0 evaluates
+    if here:
+        cluster.meet(here, cluster.wait_s())
+        jax.distributed.initialize(*here, cluster_detection_method="deactivate", shutdown_timeout_seconds=day_s)
+    elif cluster.on_tpu_pod():
+        jax.distributed.initialize(shutdown_timeout_seconds=day_s)
 
 
 def primary() -> bool:

@@ -7,10 +7,11 @@ result is bit-identical.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import flax.struct
@@ -21,6 +22,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from lib import cluster
 from lib.checkpoint import Checkpoints
 from lib.data import Source
 from lib.run import SIGNALS, Stopped, UserError
@@ -187,7 +189,7 @@ def fit(
         xs = source.per_step(first, count)
         return xs if how == "pmap" else place(xs, mesh, per_step_spec)
 
-    with SIGNALS.deferred(), _bar(progress, done, steps) as bar:
+    with SIGNALS.deferred(), _bar(progress, done, steps) as bar, _with_others() as watchdog:
         upcoming = inputs(done)
         while done < steps:
             count = jax.tree.leaves(upcoming)[0].shape[0]
@@ -196,6 +198,7 @@ def fit(
             if done < steps:
                 upcoming = inputs(done)  # read while the devices compute
             metrics = fetch(whole(device_metrics))
+            watchdog.beat()
             _check_finite(metrics["loss"], before, checkpoints)
             summary = {name: float(np.mean(value[..., -count:])) for name, value in metrics.items()}
             if log is not None:
@@ -216,6 +219,17 @@ def fit(
         if checkpoints is not None:
             checkpoints.wait()
     return whole(state)
+
+
+@contextlib.contextmanager
+def _with_others() -> Iterator[cluster.Watchdog]:
+    """A watchdog, which watches where there are other processes to wait for; where one of them is lost, it is told."""
+    watchdog = cluster.Watchdog(cluster.wait_s())
+    if jax.process_count() == 1:
+        yield watchdog
+    else:
+        with cluster.losing_a_peer_ends(), watchdog:
+            yield watchdog
 
 
 def _check_finite(losses: np.ndarray, before: int, checkpoints: Checkpoints | None) -> None:
