@@ -106,7 +106,7 @@ def _supervise(
 
 
 def _tell(number: int, count: int, status: int) -> None:
-    name = signal.Signals(status - 128).name if status > 128 else None
+    name = signal.Signals(status - 128).name if status - 128 in signal.valid_signals() else None
     how = f"was ended by {name}" if name else f"ended with exit code {status}"
     print(f"launch: process {number} of {count} {how}; the others are asked to end", file=sys.stderr, flush=True)
 
