@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ from gan.blocks import STATISTICS
 from gan.config import PRESETS, Config
 from gan.data import Facts
 from gan.model import Gan
-from lib.child import answers, peak_memory_mib
+from lib.child import peak_memory_mib, work
 from lib.data import Resident
 from lib.run import UserError, command
 from lib.shard import example_keys, make_mesh, place, start
@@ -152,19 +152,16 @@ def _players(config: Config, model: Gan, params: Any, x: Any, z: Any, keys: Any)
     return jax.value_and_grad(of_critic)(params["critic"]), jax.value_and_grad(of_generator)(params["generator"])
 
 
-def serve(requests: Iterable[str]) -> Iterator[str]:
-    """Answers to request lines, one each. Raises UserError for a request that cannot be met, and then ends."""
+def actions() -> tuple[Callable[..., dict[str, Any]], ...]:
+    """What can be asked for."""
     bench = Bench()
-    return answers((bench.prepare, bench.run, bench.record, bench.memory), requests)
+    return bench.prepare, bench.run, bench.record, bench.memory
 
 
 def main(argv: Sequence[str]) -> None:
-    if argv:
-        raise UserError("python -m gan.timing takes no arguments: it reads requests from stdin")
     start()
     jax.config.update("jax_enable_compilation_cache", False)
-    for answer in serve(sys.stdin):
-        print(answer, flush=True)
+    work("gan.timing", argv, actions())
 
 
 if __name__ == "__main__":

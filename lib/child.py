@@ -3,7 +3,7 @@
     with Child("hnn.timing") as child:                   # the side that asks
         seconds = child.ask("train_block", model="hnn", steps=100)["seconds"]
 
-    for answer in answers(actions, sys.stdin): print(answer, flush=True)      # the side that works
+    work("hnn.timing", argv, actions)                    # the side that works
 
 Between requests it sleeps, so that whoever asks can measure something else meanwhile.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,14 @@ def answers(actions: Iterable[Callable[..., dict[str, Any]]], requests: Iterable
         if name not in by_name:
             raise UserError(f"cannot do {name!r}: choose from {', '.join(by_name)}")
         yield json.dumps(by_name[name](**request))
+
+
+def work(module: str, argv: Sequence[str], actions: Iterable[Callable[..., dict[str, Any]]]) -> None:
+    """The main function of the side that works, `python -m module`. Raises UserError for arguments: it takes none."""
+    if argv:
+        raise UserError(f"python -m {module} takes no arguments: it reads requests from stdin")
+    for answer in answers(actions, sys.stdin):
+        print(answer, flush=True)
 
 
 def peak_memory_mib() -> float:

@@ -263,9 +263,7 @@ def border_contrast(made: Sequence[np.ndarray]) -> float:
     return float(np.mean(edge) / np.mean(inside))
 
 
-def _contact_sheet(
-    photos: Sequence[np.ndarray], made: Sequence[np.ndarray], out: Path, name: str, how: str
-) -> Picture:
+def _contact_sheet(photos: Sequence[np.ndarray], made: Sequence[np.ndarray], out: Path, name: str, how: str) -> Picture:
     shown = np.stack([*photos[:_SHOWN], *made[:_SHOWN]])
     path = images.write(out / f"{name}.png", images.grid(shown, columns=min(_SHOWN, len(photos))))
     return path, f"The first photographs, and what was made of them by {how}."
@@ -286,6 +284,7 @@ def _protocol(trained: Trained, network: LossNetwork, options: Evaluation, photo
         "iterations its objective is at most the network's, the limit counted where it never is (never_reached: "
         "share of photographs). seconds: median, without compilation. equals_adam: how many iterations of L-BFGS come "
         "to where all of Adam's do, and their time as a share of Adam's. half_contrast_ssim: structural similarity of "
-        "what is made of a photograph and of the same at half its contrast. spectral_peak: power at the frequencies 1/2 "
-        "and 1/4 over that beside them. border_contrast: of the outer 8 pixels over the inner, relative to photographs."
+        "what is made of a photograph and of the same at half its contrast. spectral_peak: power at the frequencies "
+        "1/2 and 1/4 over that beside them. border_contrast: of the outer 8 pixels over the inner, relative to "
+        "photographs."
     )

@@ -22,7 +22,7 @@ import math
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -31,7 +31,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from lib.child import answers, peak_memory_mib
+from lib.child import peak_memory_mib, work
 from lib.features import weights
 from lib.run import UserError, command
 from lib.shard import compile_step, make_mesh, place, start
@@ -245,19 +245,16 @@ class Bench:
         return {"peak_mib": peak_memory_mib()}
 
 
-def serve(requests: Iterable[str]) -> Iterator[str]:
-    """Answers to request lines, one each. Raises UserError for a request that cannot be met, and then ends."""
+def actions() -> tuple[Callable[..., dict[str, Any]], ...]:
+    """What can be asked for."""
     bench = Bench()
-    return answers((bench.prepare, bench.run, bench.record, bench.memory), requests)
+    return bench.prepare, bench.run, bench.record, bench.memory
 
 
 def main(argv: Sequence[str]) -> None:
-    if argv:
-        raise UserError("python -m stylize.timing takes no arguments: it reads requests from stdin")
     start()
     jax.config.update("jax_enable_compilation_cache", False)
-    for answer in serve(sys.stdin):
-        print(answer, flush=True)
+    work("stylize.timing", argv, actions())
 
 
 if __name__ == "__main__":

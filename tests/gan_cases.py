@@ -1,6 +1,8 @@
 """What several tests of GANs share: configurations that compile in seconds."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -38,3 +40,19 @@ def digits(count: int) -> dict[str, np.ndarray]:
         "image": rng.integers(0, 256, (count, 8, 8, 1), np.uint8),
         "label": rng.integers(0, 10, count).astype(np.int32),
     }
+
+
+def numbers_of(folder):
+    """The evaluation of a run."""
+    return json.loads((Path(folder) / "evaluation.json").read_text())
+
+
+def rows_of(folder):
+    """What a run has logged, without the times."""
+    rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "wall_s"} for row in rows]
+
+
+def by_step(rows):
+    """In an order that an interruption does not change."""
+    return sorted(rows, key=lambda row: (row["step"], sorted(row)))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gan_cases import by_step, numbers_of, rows_of
 from PIL import Image
 
 from gan import lines
@@ -35,15 +36,6 @@ def call(here):
     return call
 
 
-def numbers_of(folder):
-    return json.loads((Path(folder) / "evaluation.json").read_text())
-
-
-def rows_of(folder):
-    rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "wall_s"} for row in rows]
-
-
 def test_from_training_to_report_and_resumed_to_the_bit(call, here):
     out = call(DIGITS)
     numbers = numbers_of("R")
@@ -60,7 +52,6 @@ def test_from_training_to_report_and_resumed_to_the_bit(call, here):
     assert code == 2 and "the training of autoencoder is not finished" in err
     call("train stopped --resume")
     assert numbers_of("stopped") == numbers
-    by_step = lambda rows: sorted(rows, key=lambda row: (row["step"], sorted(row)))  # noqa: E731
     assert by_step(rows_of("stopped")) == by_step(rows_of("R"))
 
     call("interpolate R --rows 3 --columns 5 --labels 1 7 --out strips.png")

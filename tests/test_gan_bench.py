@@ -8,13 +8,15 @@ import pytest
 
 from gan import timing
 from launch.bench import gan as bench
+from launch.bench.rounds import check_same
+from lib.child import answers
 from lib.run import UserError
 
 TINY = {"width": 2, "critic_width": 2, "latent": 3, "batch_size": 4}
 
 
 def ask(*requests: dict) -> list[dict]:
-    return [json.loads(answer) for answer in timing.serve(json.dumps(request) for request in requests)]
+    return [json.loads(answer) for answer in answers(timing.actions(), map(json.dumps, requests))]
 
 
 @pytest.mark.slow
@@ -52,5 +54,5 @@ def test_requests_that_cannot_be_met(tmp_path):
 @pytest.mark.parametrize("problem", bench.CYCLES)
 def test_both_sides_compute_the_same(problem, tmp_path):
     found = bench.measure(problem, 1, tmp_path, 1, **TINY)
-    bench.check({problem: found})
+    check_same({problem: found}, bench.LIMITS)
     assert found["ratio"] > 0 and problem in bench.table(problem, found)

@@ -1,11 +1,11 @@
 """python -m gan train and evaluate, whole, on small data; early ends; the watcher in a run folder."""
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gan_cases import by_step, numbers_of, rows_of
 
 from gan.__main__ import main
 from gan.data import MODE_STD, MODES, gaussians
@@ -35,15 +35,6 @@ def call(tmp_path, in_process):
     return call
 
 
-def numbers_of(folder):
-    return json.loads((Path(folder) / "evaluation.json").read_text())
-
-
-def rows_of(folder):
-    rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "wall_s"} for row in rows]
-
-
 def test_points_from_training_to_report_and_resumed_to_the_bit(call):
     out = call(POINTS)
     numbers = numbers_of("R")
@@ -56,7 +47,6 @@ def test_points_from_training_to_report_and_resumed_to_the_bit(call):
     shutil.rmtree("stopped/checkpoints/gan/200")
     call("train stopped --resume")
     assert numbers_of("stopped") == numbers
-    by_step = lambda rows: sorted(rows, key=lambda row: (row["step"], sorted(row)))  # noqa: E731
     assert by_step(rows_of("stopped")) == by_step(rows_of("R"))
 
     call("evaluate R --samples 60")

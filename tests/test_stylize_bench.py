@@ -10,6 +10,8 @@ import pytest
 
 from launch.bench import stylize as bench
 from launch.bench.__main__ import _stylize
+from launch.bench.rounds import check_same
+from lib.child import answers
 from lib.features import weights
 from lib.run import UserError
 from stylize import timing
@@ -24,7 +26,7 @@ TINY = {
 
 
 def ask(*requests: dict) -> list[dict]:
-    return [json.loads(answer) for answer in timing.serve(json.dumps(request) for request in requests)]
+    return [json.loads(answer) for answer in answers(timing.actions(), map(json.dumps, requests))]
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +155,9 @@ def test_the_table_and_the_page():
 def test_sides_that_differ_are_an_error():
     good, bad = results("network"), results("network")
     bad["differences"]["torch contiguous"]["output"] = float("nan")
-    bench.check({"good": good})
+    check_same({"good": good}, bench.LIMITS)
     with pytest.raises(UserError, match="bad: output of torch contiguous differs by nan, more than 0.0001"):
-        bench.check({"good": good, "bad": bad})
+        check_same({"good": good, "bad": bad}, bench.LIMITS)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import os
 import statistics
 import sys
@@ -27,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.bench.rounds import check_same, need_torch
 from lib.child import Child
 from lib.run import UserError, command, environment, write_json
 from lib.shard import cores
@@ -92,15 +92,6 @@ def table(name: str, r: Numbers) -> str:
     return "\n".join([*lines, f"  {r['ratio']:.2f} times PyTorch (bar {BAR:g}); differences: {differences}"])
 
 
-def check(results: dict[str, Numbers]) -> None:
-    """Raises UserError where two sides did not compute the same."""
-    for name, r in results.items():
-        for variant, differences in r["differences"].items():
-            for what, value in differences.items():
-                if not value <= LIMITS[what]:
-                    raise UserError(f"{name}: {what} of {variant} differs by {value:.1e}, more than {LIMITS[what]:g}")
-
-
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m launch.bench.gan", description=DESCRIPTION)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here as well")
@@ -109,8 +100,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.rounds < 1:
         raise UserError("--rounds must be at least 1")
-    if importlib.util.find_spec("torch") is None:
-        raise UserError('this benchmark compares with PyTorch: pip install -e ".[bench]"')
+    need_torch()
     load_before = os.getloadavg()
     results: dict[str, Numbers] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +111,7 @@ def main(argv: Sequence[str]) -> None:
         loads = {"load_average_before": load_before, "load_average_after": os.getloadavg()}
         record = {"problems": results, "rounds": args.rounds, "cores": cores(), **loads}
         write_json(args.json, {**record, "environment": environment()})
-    check(results)
+    check_same(results, LIMITS)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from lib.child import answers, peak_memory_mib
+from lib.child import peak_memory_mib, work
 from lib.run import UserError, command
 
 
@@ -247,11 +247,8 @@ class Bench:
 
 
 def main(argv: Sequence[str]) -> None:
-    if argv:
-        raise UserError("python -m launch.bench.gan_torch takes no arguments: it reads requests from stdin")
     bench = Bench()
-    for answer in answers((bench.prepare, bench.run, bench.compare, bench.memory), sys.stdin):
-        print(answer, flush=True)
+    work("launch.bench.gan_torch", argv, (bench.prepare, bench.run, bench.compare, bench.memory))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ between the two, each is warmed up, and medians count. No compilation cache is u
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import statistics
 import sys
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from launch.bench.rounds import need_torch
 from lib.child import Child
 from lib.run import UserError, command, environment, write_json
 
@@ -285,8 +285,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.rounds < 1:
         raise UserError("--rounds must be at least 1")
-    if importlib.util.find_spec("torch") is None:
-        raise UserError('this benchmark compares with PyTorch: pip install -e ".[bench]"')
+    need_torch()
     import torch
 
     results: Numbers = {}

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import os
 import statistics
 import sys
@@ -32,6 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.bench.rounds import need_torch
 from lib.child import Child
 from lib.run import UserError, command, environment, write_json
 from lib.shard import cores
@@ -134,8 +134,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if args.rounds < 1:
         raise UserError("--rounds must be at least 1")
-    if importlib.util.find_spec("torch") is None:
-        raise UserError('this benchmark compares with PyTorch: pip install -e ".[bench]"')
+    need_torch()
     load_before = os.getloadavg()
     results: Numbers = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from launch.bench.ncsn_torch_nets import MLP, RefineNet, UNet, state_dict
-from lib.child import answers, peak_memory_mib
+from lib.child import peak_memory_mib, work
 from lib.run import UserError, command
 
 Score = Callable[[Tensor, float], Tensor]
@@ -120,11 +120,8 @@ class Bench:
 
 
 def main(argv: Sequence[str]) -> None:
-    if argv:
-        raise UserError("python -m launch.bench.ncsn_torch takes no arguments: it reads requests from stdin")
     bench = Bench()
-    for answer in answers((bench.prepare, bench.chain, bench.repeat, bench.memory), sys.stdin):
-        print(answer, flush=True)
+    work("launch.bench.ncsn_torch", argv, (bench.prepare, bench.chain, bench.repeat, bench.memory))
 
 
 if __name__ == "__main__":

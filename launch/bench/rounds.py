@@ -3,7 +3,7 @@
 import argparse
 import importlib.util
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,10 +25,24 @@ def options(argv: Sequence[str], prog: str, description: str, **counts: tuple[in
     return args
 
 
-def torch_with_all_cores() -> Any:
-    """The module, with a thread per core. Raises UserError where it is not installed."""
+def need_torch() -> None:
+    """Raises UserError where PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
         raise UserError('this benchmark compares with PyTorch: pip install -e ".[bench]"')
+
+
+def check_same(results: Mapping[str, Any], limits: Mapping[str, float]) -> None:
+    """Raises UserError where two sides did not compute the same: {problem: {"differences": {variant: {what: ...}}}}."""
+    for name, r in results.items():
+        for variant, differences in r["differences"].items():
+            for what, value in differences.items():
+                if not value <= limits[what]:
+                    raise UserError(f"{name}: {what} of {variant} differs by {value:.1e}, more than {limits[what]:g}")
+
+
+def torch_with_all_cores() -> Any:
+    """The module, with a thread per core. Raises UserError where it is not installed."""
+    need_torch()
     import torch
 
     torch.set_num_threads(cores())

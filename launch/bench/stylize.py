@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import os
 import statistics
 import sys
@@ -31,6 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.bench.rounds import check_same, need_torch
 from lib.child import Child
 from lib.run import UserError, command, environment, write_json
 from lib.shard import cores
@@ -123,15 +123,6 @@ def table(name: str, r: Numbers) -> str:
     return "\n".join([*lines, f"  {r['ratio']:.2f} times PyTorch; largest differences: {differences}"])
 
 
-def check(results: dict[str, Numbers]) -> None:
-    """Raises UserError where two sides did not compute the same."""
-    for name, r in results.items():
-        for variant, differences in r["differences"].items():
-            for what, value in differences.items():
-                if not value <= LIMITS[what]:
-                    raise UserError(f"{name}: {what} of {variant} differs by {value:.1e}, more than {LIMITS[what]:g}")
-
-
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m launch.bench.stylize", description=DESCRIPTION)
     parser.add_argument("--json", "--out", type=Path, metavar="FILE", help="write the numbers here as well")
@@ -145,8 +136,7 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     if min(args.rounds, args.iterations, *args.widths) < 1 or min(args.gatys, *args.sizes) < 32:
         raise UserError("--rounds, --iterations and --widths must be at least 1, --sizes and --gatys 32")
-    if importlib.util.find_spec("torch") is None:
-        raise UserError('this benchmark compares with PyTorch: pip install -e ".[bench]"')
+    need_torch()
     load_before = os.getloadavg()
     results: dict[str, Numbers] = {}
     chosen = problems(args.parts, args.widths, args.sizes, args.gatys, args.iterations)
@@ -164,7 +154,7 @@ def main(argv: Sequence[str]) -> None:
         record = {"problems": results, "large": large, "rounds": args.rounds, "cores": cores()}
         loads = {"load_average_before": load_before, "load_average_after": os.getloadavg()}
         write_json(args.json, {**record, **loads, "environment": environment()})
-    check(results)
+    check_same(results, LIMITS)
 
 
 if __name__ == "__main__":

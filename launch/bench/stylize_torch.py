@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.child import answers, peak_memory_mib
+from lib.child import peak_memory_mib, work
 from lib.run import UserError, command
 
 Answer = dict[str, Any]
@@ -265,11 +265,8 @@ class Bench:
 
 
 def main(argv: Sequence[str]) -> None:
-    if argv:
-        raise UserError("python -m launch.bench.stylize_torch takes no arguments: it reads requests from stdin")
     bench = Bench()
-    for answer in answers((bench.prepare, bench.run, bench.compare, bench.memory), sys.stdin):
-        print(answer, flush=True)
+    work("launch.bench.stylize_torch", argv, (bench.prepare, bench.run, bench.compare, bench.memory))
 
 
 if __name__ == "__main__":
