@@ -51,18 +51,13 @@ STUDIES = {
     "stylize": Study(
         "Style transfer",
         {
-            "crops": (
-                f"train small {_STARRY} --photos {_PHOTOS}/train --out {{run}} --resume",
-                f"evaluate {{run}} --photos {_PHOTOS}/val --against",
-            ),
             "starry_night": (
-                f"train small {_STARRY} --photos {_PHOTOS}/train --warm-start {{runs}}/crops --optim.crop-px 256 "
-                "--optim.steps 2400 --optim.lr 1e-3 --optim.warmup 0.05 --out {run} --resume",
+                f"train small {_STARRY} --photos {_PHOTOS}/train --out {{run}} --resume",
                 f"evaluate {{run}} --photos {_PHOTOS}/val --iterations 60",
             ),
             "movie": (
                 f"train movie {_STARRY} {{data}}/paintings/the_scream.jpg --photos {_PHOTOS}/train "
-                "--warm-start {runs}/starry_night --optim.crop-px 256 --optim.steps 1500 --optim.lr 1e-3 "
+                "--warm-start {runs}/starry_night --optim.steps 1300 --optim.whole-steps 1300 --optim.lr 2e-3 "
                 "--out {run} --resume",
                 f"evaluate {{run}} --photos {_PHOTOS}/val --against --clips {{data}}/video/bikes.mp4 "
                 "{data}/video/bigbuckbunny.mp4",

@@ -69,16 +69,28 @@ def start_state(config: Config) -> State:
     return init_state(params, optimizer(config), step_key)
 
 
-def build_loss(config: Config, network: LossNetwork) -> Loss:
+def phases(config: Config) -> list[tuple[int, int]]:
+    """(side of the squares that are seen, number of the last step of it), one after the other."""
+    crops = config.optim.steps - config.optim.whole_steps
+    found = [(config.optim.crop_px, crops), (photo_px(config), config.optim.steps)]
+    return [(side, last) for side, last in found[: 2 if config.optim.whole_steps else 1] if last]
+
+
+def photo_px(config: Config) -> int:
+    """The side of the squares that photographs are made of."""
+    return config.photo_px or round(_MARGIN * config.optim.crop_px)
+
+
+def build_loss(config: Config, network: LossNetwork, side: int) -> Loss:
     """`loss(params, batch, key)` with batch {"image": uint8 [b, s, s, 3], "vgg": params, "grams": {layer: [styles,
-    c, c]}}: crops of the photographs in styles drawn at random, some of them in none.
+    c, c]}}: crops [side, side] of the photographs in styles drawn at random, some of them in none.
     """
     model, optim, options = build_model(config), config.optim, config.perception
     styles, relative = len(config.styles), config.perception.scale == "relative"
 
     def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
         keys = jax.vmap(lambda k: jax.random.split(k, 4))(example_keys(key, batch["image"].shape[0]))
-        x = jax.vmap(functools.partial(data.crop, size=optim.crop_px))(batch["image"], keys[:, 0])
+        x = jax.vmap(functools.partial(data.crop, size=side))(batch["image"], keys[:, 0])
         chosen = jax.vmap(lambda k: jax.random.randint(k, (), 0, styles))(keys[:, 1])
         plain = jax.vmap(lambda k: jax.random.bernoulli(k, optim.identity))(keys[:, 2]).astype(jnp.float32)
         mix = jax.nn.one_hot(jnp.where(plain > 0, styles, chosen), styles + 1)
@@ -186,8 +198,7 @@ def load_materials(config: Config, network: LossNetwork) -> Materials:
     """
     params = initial_params(config)
     grams = style_targets(config, network, network.params)
-    side = config.photo_px or round(_MARGIN * config.optim.crop_px)
-    return Materials(data.squares(images.files(Path(config.photos)), side), grams, params)
+    return Materials(data.squares(images.files(Path(config.photos)), photo_px(config)), grams, params)
 
 
 def initial_params(config: Config) -> Any:
@@ -252,21 +263,23 @@ def train(
             begin = f", from step {done}" if done else ""
             say(f"training: {count:,} parameters, {len(photos)} squares of photographs, {len(config.styles)} "
                 f"style{'s' if len(config.styles) > 1 else ''}, {config.optim.steps:,} steps{begin}")  # fmt: skip
-        state = fit(
-            fresh if state is None else state,
-            make_step(build_loss(config, network), optimizer(config)),
-            Beside(
-                Resident({"image": photos}, config.optim.batch_size, config.seed),
-                {"vgg": network.params, "grams": grams},
-            ),
-            steps=config.optim.steps,
-            mesh=mesh,
-            steps_per_call=_STEPS_PER_CALL,
-            checkpoints=checkpoints,
-            checkpoint_every=config.checkpoint_every,
-            log=folder.logger(NAME, done),
-            progress=NAME,
+        state = fresh if state is None else state
+        source = Beside(
+            Resident({"image": photos}, config.optim.batch_size, config.seed), {"vgg": network.params, "grams": grams}
         )
+        for side, last in phases(config):
+            state = fit(
+                state,
+                make_step(build_loss(config, network, side), optimizer(config)),
+                source,
+                steps=last,
+                mesh=mesh,
+                steps_per_call=_STEPS_PER_CALL,
+                checkpoints=checkpoints,
+                checkpoint_every=config.checkpoint_every,
+                log=folder.logger(NAME, int(state.step)),
+                progress=NAME,
+            )
     return Trained(config, fetch(state.params))
 
 
