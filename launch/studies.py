@@ -57,7 +57,7 @@ STUDIES = {
             ),
             "movie": (
                 f"train movie {_STARRY} {{data}}/paintings/the_scream.jpg --photos {_PHOTOS}/train "
-                "--warm-start {runs}/starry_night --optim.steps 1300 --optim.whole-steps 1300 --optim.lr 2e-3 "
+                "--warm-start {runs}/starry_night --optim.steps 1300 --optim.whole 1 --optim.lr 2e-3 "
                 "--out {run} --resume",
                 f"evaluate {{run}} --photos {_PHOTOS}/val --against --clips {{data}}/video/bikes.mp4 "
                 "{data}/video/bigbuckbunny.mp4",

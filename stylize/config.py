@@ -148,9 +148,9 @@ class Optim:
     """photographs per step"""
     crop_px: int = 256
     """side of the squares that photographs are cropped to"""
-    whole_steps: int = 0
-    """the last so many updates see whole squares of photo_px instead of crops: instance normalisation knows an image by
-    what it sees of it, and in use that is everything"""
+    whole: float = 0.0
+    """share of the steps, at their end, that see whole squares of photo_px instead of crops: instance normalisation
+    knows an image by what it sees of it, and in use that is everything"""
     lr: float = 3e-3
     """peak learning rate; adam: 1e-3"""
     final_lr: float = 0.0
@@ -165,7 +165,7 @@ class Optim:
     def __post_init__(self) -> None:
         _require(self.steps >= 1 and self.batch_size >= 1, "optim: steps and batch_size must be at least 1")
         _require(self.crop_px >= 32 and self.crop_px % 4 == 0, "optim.crop_px must be a multiple of 4, 32 or more")
-        _require(0 <= self.whole_steps <= self.steps, "optim.whole_steps must be between 0 and optim.steps")
+        _require(0 <= self.whole <= 1, "optim.whole must be between 0 and 1, a share of the steps")
         _positive("optim.lr", self.lr)
         _require(0 <= self.final_lr <= 1, "optim.final_lr must be between 0 and 1, a fraction of lr")
         _require(0 <= self.warmup < 1, "optim.warmup must be at least 0 and below 1, a fraction of the steps")
@@ -202,8 +202,8 @@ class Config:
             f"photo_px must be at least optim.crop_px, {self.optim.crop_px}",
         )
         _require(
-            self.optim.whole_steps == 0 or (self.photo_px or 1) % 4 == 0,
-            "optim.whole_steps needs a photo_px that is a multiple of 4",
+            self.optim.whole == 0 or (self.photo_px or 1) % 4 == 0,
+            "optim.whole needs a photo_px that is a multiple of 4",
         )
         _require(0 <= self.seed < 2**32, "seed must be between 0 and 2**32 - 1")
         _require(self.checkpoint_every >= 1, "checkpoint_every must be at least 1")
@@ -217,7 +217,7 @@ _SMALL = Config(
     photo_px=256,
     perception=Perception(style_weight=20.0),
     network=Network(width=16),
-    optim=Optim(steps=14_000, batch_size=1, crop_px=128, whole_steps=4000),
+    optim=Optim(steps=14_000, batch_size=1, crop_px=128, whole=0.3),
 )
 
 PRESETS: dict[str, Config] = {

@@ -71,9 +71,10 @@ def start_state(config: Config) -> State:
 
 def phases(config: Config) -> list[tuple[int, int]]:
     """(side of the squares that are seen, number of the last step of it), one after the other."""
-    crops = config.optim.steps - config.optim.whole_steps
-    found = [(config.optim.crop_px, crops), (photo_px(config), config.optim.steps)]
-    return [(side, last) for side, last in found[: 2 if config.optim.whole_steps else 1] if last]
+    optim = config.optim
+    crops = optim.steps - round(optim.whole * optim.steps)
+    found = [(optim.crop_px, crops), (photo_px(config), optim.steps)]
+    return [(side, last) for (side, last), before in zip(found, (0, crops), strict=True) if last > before]
 
 
 def photo_px(config: Config) -> int:

@@ -188,8 +188,8 @@ REFUSED = [
     (f"train style.png {TRAIN} --optim.steps 0", "steps and batch_size must be at least 1"),
     (f"train style.png {TRAIN} --optim.crop-px 30", "crop_px must be a multiple of 4"),
     (f"train style.png {TRAIN} --photo-px 31", "photo_px must be at least optim.crop_px, 32"),
-    (f"train style.png {TRAIN} --optim.whole-steps 3", "whole_steps must be between 0 and optim.steps"),
-    (f"train style.png {TRAIN} --optim.whole-steps 1 --photo-px 42", "needs a photo_px that is a multiple of 4"),
+    (f"train style.png {TRAIN} --optim.whole 1.5", "whole must be between 0 and 1"),
+    (f"train style.png {TRAIN} --optim.whole 0.5 --photo-px 42", "needs a photo_px that is a multiple of 4"),
     (f"train style.png {TRAIN} --optim.lr -1", "optim.lr must be positive"),
     (f"train style.png {TRAIN} --optim.identity nan", "optim.identity must be"),
     (f"train style.png {TRAIN} --optim.temporal-weight 1", "set network.memory"),
@@ -285,15 +285,12 @@ def test_refused(template, untouched, in_process, monkeypatch, line, message):
     assert after == untouched
 
 
-@pytest.mark.slow
 def test_the_last_steps_see_whole_squares():
-    config = Config(photo_px=256, optim=Optim(steps=10, crop_px=128, whole_steps=4))
-    assert training.phases(config) == [(128, 6), (256, 10)]
-    for whole, found in ((0, [(128, 10)]), (10, [(256, 10)])):
-        changed = dataclasses.replace(config, optim=dataclasses.replace(config.optim, whole_steps=whole))
-        assert training.phases(changed) == found
+    for whole, found in ((0.4, [(128, 6), (256, 10)]), (0.0, [(128, 10)]), (1.0, [(256, 10)])):
+        assert training.phases(Config(photo_px=256, optim=Optim(steps=10, crop_px=128, whole=whole))) == found
 
 
+@pytest.mark.slow
 def test_a_training_begins_with_the_weights_of_another(template):
     """Styles beyond those that it knows begin like its last; the set that is no style stays the last one."""
     known = training.start_state(CONFIG).params

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow  # long; `make test-slow`
 TRAIN = (
     "train style.png other.png --photos photos --style-px 24 --network.width 2 --network.blocks 1 --network.memory "
     "--optim.steps 3 --optim.batch-size 4 --optim.crop-px 32 --optim.lr 0.1 --optim.identity 0.3 "
-    "--photo-px 40 --optim.whole-steps 1 "
+    "--photo-px 40 --optim.whole 0.34 "
     "--optim.temporal-weight 5 --checkpoint-every 1 --perception.tv-weight 0.1 --perception.weights vgg.safetensors "
     "--perception.style-layers relu1_1 relu2_1 --perception.content-layers relu2_1"
 )
