@@ -18,7 +18,7 @@ from gan.config import PRESETS, Config, Evaluation
 from lib import config as configs
 from lib.run import RunFolder, UserError, check_out, command, dispatch, first_difference, read_json, write_json
 
-_PRESETS = textwrap.fill(f"presets: {', '.join([*PRESETS, *AUTOENCODERS])}", 108, subsequent_indent="  ")
+_PRESETS = textwrap.fill(f"presets: {', '.join([*PRESETS, *AUTOENCODERS])}", 104, subsequent_indent="  ")
 
 Judges = Literal["cifar10_judge_a", "cifar10_judge_b"]
 
@@ -28,7 +28,7 @@ HELP = f"""usage: python -m gan COMMAND ...
   train PRESET --out RUN --resume          go on where a stopped run was
   train PRESET --data.source FOLDER        learn the images of a folder
   sample RUN --out FILE         new samples; FILE is .png (a grid) or .npz, or a folder of single images
-  interpolate RUN --out PNG     strips between latents, or with --classes from class to class; ACAI: between images
+  interpolate RUN --out PNG     strips between latents, or (--classes) classes; ACAI: between images
   evaluate RUN                  measure a trained run again, with other options if wanted
   evaluate RUN RUN RUN          mean and standard deviation over trainings that differ in the seed
   pegasus RUN... --out DIR      birds that are horses, by generators of cifar10 and ACAI; judged, with a page

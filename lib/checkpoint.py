@@ -6,6 +6,7 @@ restores wins; a torn one is skipped with a warning; one that belongs to another
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import warnings
@@ -119,6 +120,9 @@ class Checkpoints:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             state = self._manager.restore(step, args=args)["state"]
         except (OSError, ValueError, KeyError):
+            state = None
+        if state is None:
+            _collect_what_orbax_leaves()
             return None  # the hook stays: replies may come at any time from now on
         sys.unraisablehook = hook
         return state if checksums(state) == record["checksums"] else None
@@ -171,6 +175,17 @@ def _without_late_replies(hook: Callable[[Any], object]) -> Callable[[Any], obje
         return None if str(unraisable.exc_value).startswith(late) else hook(unraisable)
 
     return filtered
+
+
+def _collect_what_orbax_leaves() -> None:
+    """Tasks and coroutines of the arrays that were not read any more: Python would tell of each when it finds them."""
+    log = logging.getLogger("asyncio")
+    level = log.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        log.setLevel(logging.CRITICAL)
+        gc.collect()
+        log.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:
