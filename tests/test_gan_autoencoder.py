@@ -70,6 +70,7 @@ def test_from_training_to_report_and_resumed_to_the_bit(call, here):
         assert code == 2 and message in err, err
 
 
+@pytest.mark.slow
 def test_two_classes_without_a_critic(call):
     out = call(f"{DIGITS} --data.labels 3 8 --autoencoder.no-critic")
     numbers = numbers_of("R")

@@ -53,6 +53,7 @@ def test_points_from_training_to_report_and_resumed_to_the_bit(call):
     assert numbers_of("R")["last.good"] * 60 % 1 == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_training_that_gets_no_better_ends(call):
     out = call(POINTS.replace("steps 200", "steps 5000") + " --optim.lr 1e-9 --watch.patience 2")
     looks = [row for row in rows_of("R") if "look.score" in row]

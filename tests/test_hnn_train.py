@@ -177,6 +177,7 @@ def test_the_number_of_devices_changes_no_bit(call, folder, small_run, devices):
     assert_same_run(folder / f"on-{devices}", small_run)
 
 
+@pytest.mark.slow
 def test_models_do_not_depend_on_each_other(spring_run, small_run):
     """Beside the baseline and a sweep, hnn is what it is alone."""
     together, alone = numbers_of(spring_run[0]), numbers_of(small_run)

@@ -47,7 +47,7 @@ def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
 
 
-def test_points_from_training_to_report_and_resumed_to_the_bit(call):
+def test_points_from_training_to_report(call):
     out = call(TOY)
     numbers = json.loads(Path("R/evaluation.json").read_text())
     for name in ("annealed_langevin", "langevin"):
@@ -57,6 +57,11 @@ def test_points_from_training_to_report_and_resumed_to_the_bit(call):
     assert numbers["annealed_langevin.nfe"] == 40 and numbers["score.relative_error"] > 0
     assert "<img" in Path("R/report.html").read_text()
 
+
+@pytest.mark.slow
+def test_points_resumed_to_the_bit(call):
+    call(TOY)
+    numbers = json.loads(Path("R/evaluation.json").read_text())
     shutil.copytree("R", "stopped")
     shutil.rmtree("stopped/checkpoints/score/20")
     call("train stopped --resume")
