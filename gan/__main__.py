@@ -92,8 +92,7 @@ class Interpolate:
     """which one"""
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or self.columns < 2:
-            raise UserError("rows must be at least 1 and columns at least 2")
+        _check_strips(self.rows, self.columns)
 
 
 @dataclass(frozen=True)
@@ -112,8 +111,7 @@ class Mix:
     """of the choice of images"""
 
     def __post_init__(self) -> None:
-        if self.rows < 1 or self.columns < 2:
-            raise UserError("rows must be at least 1 and columns at least 2")
+        _check_strips(self.rows, self.columns)
         if len(self.labels) not in (0, 2):
             raise UserError("--labels needs two classes, that of the first and that of the last image")
 
@@ -164,6 +162,11 @@ class Pegasus:
             raise UserError("count must be at least 64, for the batch that is shown, and steps at least 1")
         if self.guide == self.judge:
             raise UserError("guide and judge are the same: who guides does not judge")
+
+
+def _check_strips(rows: int, columns: int) -> None:
+    if rows < 1 or columns < 2:
+        raise UserError("rows must be at least 1 and columns at least 2")
 
 
 def train(args: Sequence[str]) -> None:

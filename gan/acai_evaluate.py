@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from gan import latents, lines
-from gan.acai import interpolate, pixels
+from gan.acai import interpolate
 from gan.acai_config import AutoencoderConfig
 from gan.acai_experiment import LOOK, NAME, Trained, test_numbers
 from lib import images, plot
-from lib.report import Page, metric_table
+from lib.report import Page
 from lib.run import RunFolder, UserError, write_json
 from lib.sources import Dataset
 
@@ -33,12 +33,8 @@ def evaluate_run(
     write_json(folder.path / "evaluation.json", {**numbers, "protocol": protocol})
     kind = "ACAI" if config.autoencoder.critic else "Autoencoder"
     page = Page(f"{kind}: {config.data.source}", "An autoencoder whose latents are to be mixed.")
-    page.heading("Numbers")
-    page.table(*metric_table(numbers))
-    page.text(protocol)
-    page.heading("Pictures")
-    for path, caption in pictures:
-        page.figure(path, caption)
+    page.numbers(numbers, protocol)
+    page.pictures(pictures)
     page.repeat("gan", folder, numbers)
     page.write(folder.path / "report.html")
     return numbers
@@ -101,7 +97,7 @@ def _of_images(
 
 
 def _pictures(config: AutoencoderConfig, data: Dataset, trained: Trained, folder: RunFolder) -> list[Picture]:
-    shown = bordered(data.test["image"][:_SHOWN], trained)
+    shown = trained.bordered(data.test["image"][:_SHOWN])
     restored = trained.decode(trained.encode(data.test["image"][:_SHOWN]))
     path = images.write(
         folder.figures / "reconstructions.png", images.grid(np.concatenate([shown, restored]), columns=len(shown))
@@ -117,11 +113,6 @@ def _pictures(config: AutoencoderConfig, data: Dataset, trained: Trained, folder
     }
     path = plot.curves(folder.figures / "training.png", series, x="steps", y="losses")
     return [*pictures, (path, "Losses while training; found: what the critic finds in mixed images.")]
-
-
-def bordered(x: np.ndarray, trained: Trained) -> np.ndarray:
-    """Images as the autoencoder sees them, float32 in [-1, 1]."""
-    return np.asarray(pixels(jax.numpy.asarray(x), trained.model.options.size_px))
 
 
 def strips(

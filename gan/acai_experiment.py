@@ -42,22 +42,18 @@ class Trained:
     def encode(self) -> Callable[[np.ndarray], np.ndarray]:
         """uint8 or float32 images [n, h, w, c] -> latents float32 [n, w, w, channels]."""
         run = jax.jit(self.model.encode)
-        return lambda x: _in_batches(lambda rows: run(self.params, rows), x)
+        return lambda x: latents.in_batches(lambda rows: run(self.params, rows), x, min(_BATCH, len(x)))
 
     @functools.cached_property
     def decode(self) -> Callable[[np.ndarray], np.ndarray]:
         """latents [n, w, w, channels] -> images [n, size, size, c] in [-1, 1]."""
         run = jax.jit(self.model.decode)
-        return lambda z: _in_batches(lambda rows: jnp.clip(run(self.params, rows), -1, 1), z)
+        clipped = lambda rows: jnp.clip(run(self.params, rows), -1, 1)  # noqa: E731
+        return lambda z: latents.in_batches(clipped, z, min(_BATCH, len(z)))
 
-
-def _in_batches(call: Callable, rows: np.ndarray) -> np.ndarray:
-    """`call` on so many rows at a time that there is one program."""
-    size = min(_BATCH, len(rows))
-    starts = [min(start, len(rows) - size) for start in range(0, len(rows), size)]
-    made = [np.asarray(call(rows[start : start + size])) for start in starts]
-    short = len(starts) * size - len(rows)
-    return np.concatenate([*made[:-1], made[-1][short:]])
+    def bordered(self, x: np.ndarray) -> np.ndarray:
+        """Images as the autoencoder sees them, float32 in [-1, 1]."""
+        return np.asarray(pixels(jnp.asarray(x), self.model.options.size_px))
 
 
 def load(config: AutoencoderConfig) -> Dataset:
@@ -165,8 +161,7 @@ def _looks(config: AutoencoderConfig, model: Model, data: Dataset) -> Callable[[
 def test_numbers(trained: Trained, test: dict[str, np.ndarray]) -> dict[str, float]:
     """{"mse", and "accuracy" of the classifier where there are labels} of test images."""
     z = trained.encode(test["image"])
-    wanted = np.asarray(pixels(jnp.asarray(test["image"]), trained.model.options.size_px))
-    numbers = {"mse": float(np.mean((trained.decode(z) - wanted) ** 2))}
+    numbers = {"mse": float(np.mean((trained.decode(z) - trained.bordered(test["image"])) ** 2))}
     if trained.model.classify is not None:
         logits = trained.model.classify(trained.params, z)
         numbers["accuracy"] = latents.classifier_accuracy(np.asarray(logits), test["label"])

@@ -19,13 +19,17 @@ _EPSILON = 1e-5  # added to singular values
 
 def of_images(encode: Callable[[jax.Array], jax.Array], images: np.ndarray, batch_size: int = 256) -> np.ndarray:
     """Latents float32 [n, d] of images [n, h, w, c], encoded `batch_size` at a time by a jitted function."""
+    return in_batches(encode, images, batch_size).reshape(len(images), -1)
+
+
+def in_batches(call: Callable[[jax.Array], jax.Array], x: np.ndarray, batch_size: int) -> np.ndarray:
+    """`call` of x [n, ...], `batch_size` rows at a time: [n, ...]."""
     out = []
-    for start in range(0, len(images), batch_size):
-        rows = images[start : start + batch_size]
+    for start in range(0, len(x), batch_size):
+        rows = x[start : start + batch_size]
         short = batch_size - len(rows)
         padded = np.concatenate([rows, np.repeat(rows[:1], short, axis=0)]) if short else rows
-        z = np.asarray(encode(padded))[: len(rows)]  # one shape, one program
-        out.append(z.reshape(len(rows), -1))
+        out.append(np.asarray(call(padded))[: len(rows)])  # one shape, one program
     return np.concatenate(out)
 
 

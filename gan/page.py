@@ -10,7 +10,7 @@ from gan.config import Config
 from gan.experiment import NAME, looks_of
 from gan.sampling import Trained
 from lib import plot, report
-from lib.report import Page, metric_table
+from lib.report import Page
 from lib.run import RunFolder, write_json
 from lib.sources import Dataset
 
@@ -87,16 +87,12 @@ def _write_page(
         f"{config.network.kind}, {config.optim.loss}: {config.data.source}",
         "A generator that learned from a critic what the data look like, and the critic from the data.",
     )
-    page.heading("Numbers")
-    page.table(*metric_table({name: value for name, value in numbers.items() if not name.startswith("alarms.")}))
-    page.text(protocol)
+    page.numbers({name: value for name, value in numbers.items() if not name.startswith("alarms.")}, protocol)
     page.heading("Alarms")
     for alarm in alarms:
         page.text(f"{alarm.kind} at cycle {alarm.step}: {alarm.message}.")
     if not alarms:
         page.text("None: no collapse, divergence, oscillation or overpowering critic was noticed.")
-    page.heading("Pictures")
-    for path, caption in pictures:
-        page.figure(path, caption)
+    page.pictures(pictures)
     page.repeat("gan", folder, numbers)
     page.write(folder.path / "report.html")

@@ -11,8 +11,9 @@ What is a copy, and what is no image of CIFAR-10, is measured in the features of
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -139,10 +140,15 @@ def blended(count: int, seed: int) -> Candidates:
     return Candidates(np.uint8(np.rint((pairs[0] + pairs[1]) / 2)), np.full(count, 0.5, np.float32))
 
 
-def real(part: str, label: int) -> np.ndarray:
+def real(part: Literal["train", "test"], label: int) -> np.ndarray:
     """CIFAR-10's images of a class, uint8 [n, 32, 32, 3]."""
-    rows = load_labelled("cifar10", part)
+    rows = _cifar10(part)
     return rows["image"][rows["label"] == label]
+
+
+@functools.cache  # decoded once
+def _cifar10(part: Literal["train", "test"]) -> dict[str, np.ndarray]:
+    return load_labelled("cifar10", part)
 
 
 def _shares(count: int) -> np.ndarray:
@@ -172,6 +178,8 @@ class Scores:
     """to the nearest training images of birds and horses in feature space, over the median of real test images"""
     neighbour: np.ndarray
     """which training image is nearest"""
+    features: np.ndarray
+    """[n, d], of the third network"""
 
 
 class Jury:
@@ -183,8 +191,10 @@ class Jury:
         self.train = np.concatenate([real("train", label) for label in (BIRD, HORSE)])
         self._train = read(self.net, self.train)[0]
         test = read(self.net, np.concatenate([real("test", label) for label in (BIRD, HORSE)]))[0]
-        self._test = test
-        self._usual = float(np.median(nearest(self._train, test, NEIGHBOURS)[1].mean(1)))
+        # What real images score.
+        self._distance = float(np.median(nearest(self._train, test, NEIGHBOURS)[1].mean(1)))
+        self._apart = _mean_distance(test[:: max(1, len(test) // _SPREAD)])
+        self._kid = kernel.kid(self._train, test)[0]
 
     def scores(self, pixels: np.ndarray) -> Scores:
         found = read(self.net, pixels)[0]
@@ -196,18 +206,15 @@ class Jury:
             hybrid=np.sqrt(judged.prod(1)),
             bird=judged[:, 0],
             horse=judged[:, 1],
-            distance=distances.mean(1) / self._usual,
+            distance=distances.mean(1) / self._distance,
             neighbour=near[:, 0],
+            features=found,
         )
 
-    def numbers(self, pixels: np.ndarray, scores: Scores) -> dict[str, float]:
+    def numbers(self, scores: Scores) -> dict[str, float]:
         """Of a set, unselected."""
-        found = read(self.net, pixels)[0]
-        kid, sd = kernel.kid(self._train, found)
-        real_kid, _ = kernel.kid(self._train, self._test)
-        verdicts = compare(self._train, found)
-        apart = scipy.spatial.distance.pdist(np.float64(found[:_SPREAD])).mean()
-        usual = scipy.spatial.distance.pdist(np.float64(self._test[:: max(1, len(self._test) // _SPREAD)])).mean()
+        kid, sd = kernel.kid(self._train, scores.features)
+        verdicts = compare(self._train, scores.features)
         return {
             "h": float(scores.hybrid.mean()),
             "h_above_half": float(np.mean(scores.hybrid >= 0.5)),
@@ -217,16 +224,22 @@ class Jury:
             "horse": float(scores.horse.mean()),
             "kid": kid,
             "kid.sd": sd,
-            "kid_of_real": real_kid,
+            "kid_of_real": self._kid,
             "precision": float(verdicts.precision.mean()),
             "distance": float(np.median(scores.distance)),
-            "diversity": float(apart / usual),
+            "diversity": _mean_distance(scores.features[:_SPREAD]) / self._apart,
         }
 
-    def choose(self, scores: Scores, count: int, most_distant: float) -> np.ndarray:
-        """The candidates that the guide takes for both the most, of those no farther from real images than asked."""
-        order = np.argsort(-np.where(scores.distance <= most_distant, scores.guided, -1.0), kind="stable")
-        return order[:count]
+
+def choose(scores: Scores, count: int, most_distant: float) -> np.ndarray:
+    """The candidates that the guide takes for both the most, of those no farther from real images than asked."""
+    order = np.argsort(-np.where(scores.distance <= most_distant, scores.guided, -1.0), kind="stable")
+    return order[:count]
+
+
+def _mean_distance(rows: np.ndarray) -> float:
+    """Between two rows of [n, d]."""
+    return float(scipy.spatial.distance.pdist(np.float64(rows)).mean())
 
 
 def _both(net: Any, pixels: np.ndarray) -> np.ndarray:

@@ -15,9 +15,10 @@ import numpy as np
 from gan import acai_experiment, diagram, experiment, pegasus
 from gan.acai_config import AutoencoderConfig
 from gan.config import Config
+from gan.model import Gan
 from gan.pegasus import BIRD, HORSE, Candidates, Jury, Scores
 from lib import images
-from lib.report import Page, metric_table, number, summary
+from lib.report import Page, number, summary
 from lib.run import RunFolder, UserError, write_json, write_text
 
 if TYPE_CHECKING:
@@ -48,14 +49,21 @@ DISCUSSION = (
 )
 
 
+Made = tuple[str, str, Candidates]
+"""(kind of route, how in words, candidates)"""
+
+
 @dataclasses.dataclass(frozen=True)
 class Route:
     """What one run made in one way."""
 
     name: str
+    """of its own"""
     how: str
     candidates: Candidates
     scores: Scores
+    chosen: np.ndarray
+    """[_BEST]: the candidates that are shown, the best one first"""
 
 
 def write(
@@ -64,53 +72,61 @@ def write(
     """Writes best.png, batch64.png, candidates.png, pegasus.json and index.html to options.out; returns a summary."""
     jury = Jury(options.guide, options.judge)
     out = options.out
-    routes, controls, drawings = [], _controls(options), []
+    made: list[Made] = []
+    controls, models = _controls(options), {}
     for folder, config in runs:
-        say(f"{folder.path.name}: {options.count} candidates of each route")
+        name = folder.path.name
+        say(f"{name}: {options.count} candidates of each route")
         if isinstance(config, AutoencoderConfig):
-            trained = acai_experiment.open_run(config, folder)
-            made = pegasus.interpolated(trained, options.count, options.seed)
-            if not config.autoencoder.critic:
-                controls["autoencoder_blends"] = made.pixels
-                continue
-            routes.append(("interpolated", f"ACAI, {folder.path.name}", made))
+            candidates = pegasus.interpolated(acai_experiment.open_run(config, folder), options.count, options.seed)
+            if config.autoencoder.critic:
+                made.append(("interpolated", f"ACAI, {name}", candidates))
+            else:
+                controls["autoencoder_blends"] = candidates.pixels
         else:
-            routes += _of_generator(folder, config, options)
-            drawings.append((folder, config))
-    judged = []
-    for name, how, made in routes:
-        say(f"judging {name} ({how})")
-        judged.append(Route(name, how, made, jury.scores(made.pixels)))
-    if not judged:
+            found, models[name] = _of_generator(folder, config, options)
+            made += found
+    if not made:
         raise UserError("none of these runs is a route to a pegasus: give a generator of cifar10 or an ACAI run")
+    routes = _judged(made, jury, options, say)
     numbers: dict[str, Any] = {}
-    names = [r.name if [x.name for x in judged].count(r.name) == 1 else f"{r.name}-{i}" for i, r in enumerate(judged)]
-    for name, route in zip(names, judged, strict=True):
-        numbers |= {f"{name}.{k}": v for k, v in jury.numbers(route.candidates.pixels, route.scores).items()}
-    for name, pixels in controls.items():
-        numbers |= {f"{name}.{k}": v for k, v in jury.numbers(pixels, jury.scores(pixels)).items()}
-    chosen = {name: jury.choose(r.scores, _BEST, options.most_distant) for name, r in zip(names, judged, strict=True)}
-    tops = [r.scores.guided[chosen[name][0]] for name, r in zip(names, judged, strict=True)]
-    winner = int(np.argmax(tops))
-    best = _one(names[winner], judged[winner], int(chosen[names[winner]][0]))
+    for name, scores in [
+        *((route.name, route.scores) for route in routes),
+        *((name, jury.scores(pixels)) for name, pixels in controls.items()),
+    ]:
+        numbers |= {f"{name}.{k}": v for k, v in jury.numbers(scores).items()}
+    winner = max(routes, key=lambda route: route.scores.guided[route.chosen[0]])
     record = {
         "n": options.count,
         "seed": options.seed,
-        "runs": [str(folder.path.name) for folder, _ in runs],
-        "routes": {name: route.how for name, route in zip(names, judged, strict=True)},
-        "best": best,
-        "best_of_each_route": {n: _one(n, r, int(chosen[n][0])) for n, r in zip(names, judged, strict=True)},
+        "runs": [folder.path.name for folder, _ in runs],
+        "routes": {route.name: route.how for route in routes},
+        "best": _best(winner),
+        "best_of_each_route": {route.name: _best(route) for route in routes},
         "numbers": numbers,
         "protocol": _protocol(options),
     }
-    figures = _figures(out, names, judged, chosen, winner, controls, jury, drawings)
+    figures = _figures(out, routes, winner, controls, jury)
+    figures += [_diagram(out, name, model) for name, model in models.items()]
     write_json(out / "pegasus.json", record)
     tried = _log(out, record)
     _page(out, record, figures, tried)
-    return summary(numbers, _MAIN) + f"\n\nbest: {_told(best)}\n{out / 'index.html'}"
+    return summary(numbers, _MAIN) + f"\n\nbest: {_told(record['best'])}\n{out / 'index.html'}"
 
 
-def _of_generator(folder: RunFolder, config: Config, options: Pegasus) -> list[tuple[str, str, Candidates]]:
+def _judged(made: Sequence[Made], jury: Jury, options: Pegasus, say: Callable[[str], None]) -> list[Route]:
+    """Routes of the same kind are numbered."""
+    kinds = [kind for kind, _, _ in made]
+    routes = []
+    for i, (kind, how, candidates) in enumerate(made):
+        say(f"judging {kind} ({how})")
+        scores = jury.scores(candidates.pixels)
+        chosen = pegasus.choose(scores, _BEST, options.most_distant)
+        routes.append(Route(kind if kinds.count(kind) == 1 else f"{kind}-{i}", how, candidates, scores, chosen))
+    return routes
+
+
+def _of_generator(folder: RunFolder, config: Config, options: Pegasus) -> tuple[list[Made], Gan]:
     if config.data.source != "cifar10":
         raise UserError(f"{folder.path} was trained on {config.data.source}, not on cifar10")
     labels = config.data.labels or tuple(range(10))
@@ -128,7 +144,7 @@ def _of_generator(folder: RunFolder, config: Config, options: Pegasus) -> list[t
     ]
     if classes is not None:
         found.insert(0, ("mixed", f"{name}, classes mixed", pegasus.mixed(trained, classes, count, seed)))
-    return found
+    return found, trained.model
 
 
 def _controls(options: Pegasus) -> dict[str, np.ndarray]:
@@ -139,10 +155,11 @@ def _controls(options: Pegasus) -> dict[str, np.ndarray]:
     }
 
 
-def _one(name: str, route: Route, i: int) -> dict[str, Any]:
-    s = route.scores
+def _best(route: Route) -> dict[str, Any]:
+    """Of the first of a route's chosen images."""
+    i, s = int(route.chosen[0]), route.scores
     return {
-        "route": name,
+        "route": route.name,
         "index": i,
         "share_of_horse": float(route.candidates.shares[i]),
         "h": float(s.hybrid[i]),
@@ -162,67 +179,55 @@ def _told(best: dict[str, Any]) -> str:
 
 
 def _figures(
-    out: Path,
-    names: Sequence[str],
-    judged: Sequence[Route],
-    chosen: dict[str, np.ndarray],
-    winner: int,
-    controls: dict[str, np.ndarray],
-    jury: Jury,
-    drawings: Sequence[tuple[RunFolder, Config]],
+    out: Path, routes: Sequence[Route], winner: Route, controls: dict[str, np.ndarray], jury: Jury
 ) -> list[tuple[Path, str]]:
-    route = judged[winner]
-    i = int(chosen[names[winner]][0])
-    near = jury.train[route.scores.neighbour[i]]
-    pair = _float(np.stack([route.candidates.pixels[i], near]))
+    i = int(winner.chosen[0])
+    pair = np.stack([winner.candidates.pixels[i], jury.train[winner.scores.neighbour[i]]])
+    names = ", ".join(route.name for route in routes)
     figures = [
         (
-            images.write(out / "best.png", images.grid(pair[:1], least_height_px=256)),
-            f"The chosen image of the route with the highest guide's H: {_told(_one(names[winner], route, i))}.",
+            _write(out / "best.png", pair[:1], least_height_px=256),
+            f"The chosen image of the route with the highest guide's H: {_told(_best(winner))}.",
         ),
         (
-            images.write(out / "best_neighbour.png", images.grid(pair, least_height_px=256)),
+            _write(out / "best_neighbour.png", pair, least_height_px=256),
             "It, and the training image nearest to it in feature space.",
         ),
         (
-            images.write(out / "batch64.png", images.grid(_float(route.candidates.pixels[:_BATCH]), columns=16)),
-            f"The first {_BATCH} candidates of that route ({names[winner]}), unselected.",
+            _write(out / "batch64.png", winner.candidates.pixels[:_BATCH], columns=16),
+            f"The first {_BATCH} candidates of that route ({winner.name}), unselected.",
+        ),
+        (
+            _write(
+                out / "candidates.png",
+                np.concatenate([route.candidates.pixels[route.chosen] for route in routes]),
+                columns=_BEST,
+            ),
+            f"The {_BEST} chosen images of each route, a row each: {names}.",
         ),
     ]
-    sheet = np.concatenate([_float(r.candidates.pixels[chosen[n]]) for n, r in zip(names, judged, strict=True)])
-    figures.append(
-        (
-            images.write(out / "candidates.png", images.grid(sheet, columns=_BEST)),
-            f"The {_BEST} chosen images of each route, a row each: {', '.join(names)}.",
-        )
-    )
-    for name, r in zip(names, judged, strict=True):
-        if r is not route:
-            path = images.write(
-                out / f"batch64_{name}.png", images.grid(_float(r.candidates.pixels[:_BATCH]), columns=16)
-            )
-            figures.append((path, f"The first {_BATCH} candidates of the route {name}, unselected."))
-    rows = np.concatenate([_float(pixels[:_BEST]) for pixels in controls.values()])
-    path = images.write(out / "controls.png", images.grid(rows, columns=_BEST))
-    figures.append((path, f"Controls, a row each: {', '.join(controls)}."))
-    for folder, config in drawings:
-        figures.append(_diagram(out, folder, config))
-    return figures
+    for route in routes:
+        if route is not winner:
+            path = _write(out / f"batch64_{route.name}.png", route.candidates.pixels[:_BATCH], columns=16)
+            figures.append((path, f"The first {_BATCH} candidates of the route {route.name}, unselected."))
+    rows = np.concatenate([pixels[:_BEST] for pixels in controls.values()])
+    path = _write(out / "controls.png", rows, columns=_BEST)
+    return [*figures, (path, f"Controls, a row each: {', '.join(controls)}.")]
 
 
-def _diagram(out: Path, folder: RunFolder, config: Config) -> tuple[Path, str]:
-    model = experiment.open_run(config, folder)["best"].model
+def _write(path: Path, pixels: np.ndarray, **options: int) -> Path:
+    """A grid of uint8 images."""
+    return images.write(path, images.grid(images.from_uint8(pixels), **options))
+
+
+def _diagram(out: Path, name: str, model: Gan) -> tuple[Path, str]:
     z, x = jnp.zeros((2, model.latent)), jnp.zeros((2, *model.shape))
     y = jnp.zeros((2, model.classes)) if model.classes else None
     columns = {
         "generator": diagram.parts(model.generator, z, y, True),
         "critic": diagram.parts(model.critic, x, y, True),
     }
-    return diagram.draw(out / f"model_{folder.path.name}.png", columns), f"The networks of {folder.path.name}."
-
-
-def _float(pixels: np.ndarray) -> np.ndarray:
-    return np.float32(pixels) / 127.5 - 1
+    return diagram.draw(out / f"model_{name}.png", columns), f"The networks of {name}."
 
 
 def _protocol(options: Pegasus) -> str:
@@ -257,9 +262,7 @@ def _page(
     page = Page("A pegasus", "Generated from CIFAR-10's birds and horses, by several routes, measured and unselected.")
     for path, caption in figures[:4]:
         page.figure(path, caption)
-    page.heading("Numbers")
-    page.table(*metric_table(record["numbers"]))
-    page.text(record["protocol"])
+    page.numbers(record["numbers"], record["protocol"])
     page.heading("Routes")
     for name, how in record["routes"].items():
         page.text(f"{name}: {how}. Its chosen image: {_told(record['best_of_each_route'][name])}.")

@@ -271,8 +271,6 @@ def _write_page(config: Config, system: System, folder: RunFolder, numbers: dict
     columns, rows, best = table(numbers)
     page.table(columns, rows, best=best)
     page.text(_protocol(config, system))
-    page.heading("Pictures")
-    for path, caption in pictures:
-        page.figure(path, caption)
+    page.pictures(pictures)
     page.repeat("hnn", folder, numbers)
     page.write(folder.path / "report.html")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +66,6 @@ def state(run: Path) -> str:
 def _last_environment(run: Path) -> dict[str, Any]:
     try:
         found = read_json(run / "environment.json")
-    except (UserError, json.JSONDecodeError):
+    except UserError:
         return {}
     return found[-1] if isinstance(found, list) and found else {}

@@ -212,7 +212,7 @@ def losing_a_peer_ends() -> Iterator[None]:
     """
     try:
         yield
-    except ValueError as error:  # of XLA's runtime, under jax 0.10 and 0.11 (its JaxRuntimeError is one)
+    except ValueError as error:  # what reading an array raises with jax 0.10.2 where gloo has lost a connection
         if "Gloo" in str(error) or "coordination service" in str(error).lower():
             leave("another process is gone")
         raise

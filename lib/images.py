@@ -164,6 +164,11 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
     return np.uint8(np.round((np.asarray(images, np.float32).clip(-1, 1) + 1) * 127.5))
 
 
+def from_uint8(pixels: np.ndarray) -> np.ndarray:
+    """uint8 of any shape as float32 in [-1, 1]."""
+    return np.float32(pixels) / 127.5 - 1
+
+
 def _as_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 

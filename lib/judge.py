@@ -58,6 +58,6 @@ def read(net: FeatureNet, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def neighbours(path: Path, net: FeatureNet, train: np.ndarray, some: np.ndarray) -> tuple[Path, str]:
     """A picture of uint8 images `some`, and below each the one of `train` that is nearest; with its caption."""
     near = nearest(read(net, train)[0], read(net, some)[0])[0][:, 0]
-    sheet = np.concatenate([some, train[near]]).astype(np.float32) / 127.5 - 1
-    images.write(path, images.grid(sheet, columns=len(some)))
+    sheet = np.concatenate([some, train[near]])
+    images.write(path, images.grid(images.from_uint8(sheet), columns=len(some)))
     return path, f"Samples, and below each the training image nearest to it in the features of {net.name}."

@@ -68,6 +68,18 @@ class Page:
             f'<figure><img src="data:{mime};base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
         )
 
+    def numbers(self, numbers: dict[str, float], protocol: str) -> None:
+        """The section of a run's numbers, called as `metric_table` has them, and of how they were taken."""
+        self.heading("Numbers")
+        self.table(*metric_table(numbers))
+        self.text(protocol)
+
+    def pictures(self, pictures: Sequence[tuple[Path, str]]) -> None:
+        """The section of (file, caption) of a run's pictures."""
+        self.heading("Pictures")
+        for path, caption in pictures:
+            self.figure(path, caption)
+
     def repeat(self, package: str, folder: RunFolder, numbers: dict[str, float]) -> None:
         """How the run of a package is repeated: the command, the configuration, the environment and all numbers."""
         self.heading("How to repeat it")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lib import plot, report
-from lib.report import Page, metric_table
+from lib.report import Page
 from lib.run import RunFolder, write_json
 from lib.sources import Dataset
 from ncsn.config import Config
@@ -64,11 +64,7 @@ def _write_page(
         f"Score network {config.network.kind} on {config.data.source}",
         "A network that learned the gradient of the log-density of noisy data, and the samples that follow it.",
     )
-    page.heading("Numbers")
-    page.table(*metric_table(numbers))
-    page.text(protocol)
-    page.heading("Pictures")
-    for path, caption in pictures:
-        page.figure(path, caption)
+    page.numbers(numbers, protocol)
+    page.pictures(pictures)
     page.repeat("ncsn", folder, numbers)
     page.write(folder.path / "report.html")

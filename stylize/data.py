@@ -28,7 +28,7 @@ def read_image(path: Path) -> np.ndarray:
         return images.read(path)
     from skimage import data
 
-    return np.float32(getattr(data, str(path))()) / 127.5 - 1
+    return images.from_uint8(getattr(data, str(path))())
 
 
 def check_image(path: Path) -> None:

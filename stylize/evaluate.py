@@ -76,7 +76,7 @@ class Judge:
 
 def as_saved(image: np.ndarray) -> np.ndarray:
     """What is left of an image in a file: 256 levels."""
-    return np.float32(images.to_uint8(image)) / 127.5 - 1
+    return images.from_uint8(images.to_uint8(image))
 
 
 def evaluate(

@@ -274,16 +274,17 @@ def compile_trace(
     objective[n] is that of the image after n iterations as a file shows it; `batch` as in `objective`.
     """
     step, tx = build_step(network, perception, options, mesh), transformation(options)
-    shown = visible(objective(network, perception, mesh))
+    loss = objective(network, perception, mesh)
+    measured = visible(loss) if options.clip else lambda x, batch, key: loss(jnp.clip(x, -1, 1), batch, key)
 
     def chain(x: jax.Array, batch: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
         def one(state: State, _: None) -> tuple[State, tuple[jax.Array, jax.Array]]:
             after, metrics = step(state, batch)
-            value = metrics["loss"] if options.clip else shown(jnp.clip(state.params, -1, 1), batch, state.key)[0]
+            value = metrics["loss"] if options.clip else measured(state.params, batch, state.key)[0]
             return after, (value, metrics["evaluations"])
 
         state, (values, evaluations) = jax.lax.scan(one, init_state(x, tx, jax.random.key(0)), None, length=iterations)
-        last = shown(state.params if options.clip else jnp.clip(state.params, -1, 1), batch, state.key)[0]
+        last = measured(state.params, batch, state.key)[0]
         return (), (state.params, jnp.append(values, last), evaluations)
 
     compiled = compile_step(lambda nothing, x, batch: chain(x, batch), mesh, "jit", in_specs=(P(), P(), P()))

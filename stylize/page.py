@@ -29,12 +29,8 @@ def write(
         f"Style transfer: {', '.join(trained.styles)}",
         "A network that was trained to make of any photograph, at once, what optimisation makes of it step by step.",
     )
-    page.heading("Numbers")
-    page.table(*metric_table(numbers))
-    page.text(protocol)
-    page.heading("Pictures")
-    for path, caption in [*pictures, (_training_curve(folder, out), "Training: the objective and its terms.")]:
-        page.figure(path, caption)
+    page.numbers(numbers, protocol)
+    page.pictures([*pictures, (_training_curve(folder, out), "Training: the objective and its terms.")])
     page.repeat("stylize", folder, numbers)
     page.write(out / "report.html")
     columns, rows = metric_table(numbers)
@@ -68,12 +64,10 @@ def write_image(folder: RunFolder, out: Path, task: Task, result: np.ndarray) ->
     ]
     strip = images.write(folder.figures / "inputs.png", np.concatenate(shown, axis=1))
     page.figure(strip, "The photograph, and the style.")
-    page.figure(images.write(folder.figures / "result.png", np.float32(result) / 127.5 - 1), "The result.")
+    page.figure(images.write(folder.figures / "result.png", images.from_uint8(result)), "The result.")
     curve = plot.curves(folder.figures / "objective.png", series, x="iteration", y="objective")
     page.figure(curve, "The objective, scale by scale.")
-    page.heading("Numbers")
-    page.table(*metric_table(numbers))
-    page.text(protocol)
+    page.numbers(numbers, protocol)
     page.records(folder, numbers)
     page.write(folder.path / "report.html")
 

@@ -56,3 +56,9 @@ def rows_of(folder):
 def by_step(rows):
     """In an order that an interruption does not change."""
     return sorted(rows, key=lambda row: (row["step"], sorted(row)))
+
+
+def refused(code, err, message):
+    """One line on stderr, with the message in it, and the exit code of a user's mistake."""
+    assert code == 2, err
+    assert len(err.splitlines()) == 1 and err.startswith("error: ") and message in err, err

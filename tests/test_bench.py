@@ -142,10 +142,10 @@ def test_the_page_of_ratios():
         "variants": {"ours": seconds, "torch contiguous": seconds | {"per_s": 1.6}},
         "ratio": 1.25,
     }
-    cycles = {"cycles_per_s": 9.0, "median_s": 0.5, "first_s": 4.0, "peak_mib": 256.0}
+    cycles = {"per_s": 9.0, "median_s": 0.5, "first_s": 4.0, "peak_mib": 256.0}
     dcgan = {
         "problem": {"parameters": 1234, "batch_size": 64, "n_critic": 1},
-        "variants": {"ours": cycles, "torch contiguous": cycles | {"cycles_per_s": 6.0}},
+        "variants": {"ours": cycles, "torch contiguous": cycles | {"per_s": 6.0}},
         "ratio": 1.5,
     }
     text = page(

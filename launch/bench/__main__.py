@@ -199,7 +199,7 @@ def _stylize(r: dict[str, Any]) -> list[str]:
     ]
     problems = r["problems"].values()
     for p in (p for p in problems if p["problem"]["kind"] == "network"):
-        lines.append(_stylize_row([str(p["problem"]["width"]), str(p["problem"]["size_px"])], p))
+        lines.append(_row([str(p["problem"]["width"]), str(p["problem"]["size_px"])], p))
     lines += [
         "",
         "Optimisation of pixels: value and gradient of Gatys' objective within L-BFGS (PyTorch's searches along no "
@@ -211,7 +211,7 @@ def _stylize(r: dict[str, Any]) -> list[str]:
     ]
     for p in (p for p in problems if p["problem"]["kind"] in OPTIMIZERS):
         recipe = p["problem"]
-        lines.append(_stylize_row([OPTIMIZERS[recipe["kind"]], str(recipe["size_px"]), recipe["layers"][-1]], p))
+        lines.append(_row([OPTIMIZERS[recipe["kind"]], str(recipe["size_px"]), recipe["layers"][-1]], p))
     if r["large"]:
         size = r["large"]["tiles"]["problem"]["size_px"]
         gib = {kind: f"{found['peak_gib']:.1f} GiB" for kind, found in r["large"].items()}
@@ -224,7 +224,7 @@ def _stylize(r: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _stylize_row(first: list[str], p: dict[str, Any]) -> str:
+def _row(first: list[str], p: dict[str, Any]) -> str:
     variants = p["variants"]
     ours = variants["ours"]
     theirs = min((v for name, v in variants.items() if name != "ours"), key=lambda v: v["median_s"])
@@ -249,13 +249,9 @@ def _gan(r: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, p in r["problems"].items():
-        ours, variants = p["variants"]["ours"], p["variants"]
-        theirs = min((v for k, v in variants.items() if k != "ours"), key=lambda v: v["median_s"])
         recipe = p["problem"]
-        cells = [GANS[name], f"{recipe['parameters']:,}", str(recipe["batch_size"]), str(recipe["n_critic"])]
-        cells += [f"{ours['cycles_per_s']:.2f}", f"{theirs['cycles_per_s']:.2f}", f"{p['ratio']:.2f}"]
-        cells += [f"{ours['first_s']:.1f}", f"{ours['peak_mib']:.0f}", f"{theirs['peak_mib']:.0f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+        first = [GANS[name], f"{recipe['parameters']:,}", str(recipe["batch_size"]), str(recipe["n_critic"])]
+        lines.append(_row(first, p))
     return [*lines, ""]
 
 

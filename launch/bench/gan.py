@@ -67,7 +67,7 @@ def measure(problem: str, cycles: int, folder: Path, rounds: int, **changes: Any
             results[name]["peak_mib"] = child.ask("memory")["peak_mib"]
     for r in results.values():
         r["median_s"] = statistics.median(r["seconds"])
-        r["cycles_per_s"] = cycles / r["median_s"]
+        r["per_s"] = cycles / r["median_s"]
     return {
         "problem": recipe,
         "cycles": cycles,
@@ -86,7 +86,7 @@ def table(name: str, r: Numbers) -> str:
         f"  {'':22}{'cycles/s':>10}{'first s':>9}{'peak MiB':>10}",
     ]
     for variant, v in r["variants"].items():
-        lines.append(f"  {variant:22}{v['cycles_per_s']:10.2f}{v['first_s']:9.1f}{v['peak_mib']:10.0f}")
+        lines.append(f"  {variant:22}{v['per_s']:10.2f}{v['first_s']:9.1f}{v['peak_mib']:10.0f}")
     worst = {what: max(d[what] for d in r["differences"].values()) for what in LIMITS}
     differences = ", ".join(f"{what} {value:.1e}" for what, value in worst.items())
     return "\n".join([*lines, f"  {r['ratio']:.2f} times PyTorch (bar {BAR:g}); differences: {differences}"])
