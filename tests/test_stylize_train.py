@@ -127,7 +127,8 @@ def test_evaluation(call, desk):
     assert numbers["photograph.ssim"] == pytest.approx(1, abs=1e-3) and numbers["photograph.content"] < 1e-3
     assert numbers["network.seconds"] > 0 and numbers["network.spectral_peak"] > 0
     assert numbers["network.border_contrast"] > 0
-    assert 0 < numbers["photograph.half_contrast_ssim"] < 1 and -1 < numbers["network.half_contrast_ssim"] < 1
+    assert 0 < numbers["photograph.half_contrast_ssim"] < 0.9
+    assert numbers["network.half_contrast_ssim"] == pytest.approx(1, abs=0.01)  # instance norm takes contrast out
     for method in ("gatys", "lbfgs_noise", "adam_noise", "lbfgs_content"):
         assert 0 <= numbers[f"{method}.equal_iterations"] <= 2
         assert 0 <= numbers[f"{method}.never_reached"] <= 1
