@@ -179,7 +179,8 @@ def fit(
     if runs:
         state, constant = runs.spread(state), runs.spread(source.constant)
     else:
-        state = place(jax.tree.map(jnp.array, state), mesh)  # a copy: the caller's is not donated
+        # A copy, since the caller's is not donated, of the types that it comes back with: weak ones would compile twice.
+        state = place(jax.tree.map(lambda x: jnp.array(x, jnp.asarray(x).dtype), state), mesh)
         constant = place(source.constant, mesh, source.constant_spec) if how != "pmap" else source.constant
     whole = runs.gather if runs else (lambda tree: tree)
     per_step_spec = P() if runs else source.per_step_spec

@@ -63,10 +63,9 @@ class Judge:
             }
 
         self._measured = measured
-        self._content = jax.jit(lambda params, x: content_of(network, params, x))
 
     def content(self, photo: np.ndarray) -> Content:
-        return self._content(self.params, jnp.asarray(photo)[None])
+        return content_of(self.network, self.params, jnp.asarray(photo)[None])
 
     def __call__(self, image: np.ndarray, photo: np.ndarray) -> dict[str, float]:
         """{"objective", "style", "content", "tv", and the raw losses per layer} of images [h, w, 3]."""

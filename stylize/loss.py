@@ -5,6 +5,7 @@ Images are [b, h, w, 3] in [-1, 1]. Every term is part of the one objective, so 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,6 +63,7 @@ class Content:
     features: Arrays
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def style_of(
     network: LossNetwork, params: Any, images: Sequence[jax.Array], weights: Sequence[float] | None = None
 ) -> Arrays:
@@ -86,6 +88,7 @@ def regions(grams: Sequence[Arrays], masks: jax.Array, shapes: Mapping[str, tupl
     return Style({layer: jnp.stack([g[layer] for g in grams]) for layer in grams[0]}, small)
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def content_of(network: LossNetwork, params: Any, x: jax.Array) -> Content:
     """The activations of images [b, h, w, 3] at the content layers."""
     return Content(network.features(params, x, network.content_layers))

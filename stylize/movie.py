@@ -112,7 +112,6 @@ class FrameOptimizer:
         self._network, self._options, self._folder, self._weight = network, options, folder, temporal_weight
         self._params, self._style = place(network.params, mesh), style
         self._mesh, self._count = mesh, 0
-        self._content = jax.jit(lambda params, x: content_of(network, params, x))
         self._run = functools.cache(lambda count: compile_trace(network, perception, options, mesh, count))
 
     def __call__(self, image: np.ndarray, before: np.ndarray | None, mask: np.ndarray | None) -> np.ndarray:
@@ -126,7 +125,7 @@ class FrameOptimizer:
             {
                 "params": self._params,
                 "style": self._style,
-                "content": self._content(self._params, jnp.asarray(image)[None]),
+                "content": content_of(self._network, self._params, jnp.asarray(image)[None]),
                 "before": jnp.asarray(image if before is None else before)[None],
                 "weight": jnp.asarray(weight)[None, ..., None],
             },

@@ -133,12 +133,8 @@ class Gatys:
 
     def _targets(self) -> Any:
         network = self._network
-
-        @jax.jit
-        def targets(params: Any, content: jax.Array, style: jax.Array) -> Any:
-            return everywhere(style_of(network, params, [style])), content_of(network, params, content[None])
-
-        style, content = targets(network.params, self._images["content"], self._images["style"])
+        style = everywhere(style_of(network, network.params, [self._images["style"]]))
+        content = content_of(network, network.params, self._images["content"][None])
         return {"params": network.params, "style": style, "content": content}
 
     def told(self) -> Answer:
@@ -190,7 +186,7 @@ class Tiles:
         network, tx = vgg.load(options), transformation(optim)
         step = adam_step(tiles.objective(network, options, mesh, problem.tile_px), tx)
         style = jnp.asarray(picture(1, problem.tile_px))
-        grams = jax.jit(lambda params: style_of(network, params, [style]))(network.params)
+        grams = style_of(network, network.params, [style])
         image = picture(0, problem.size_px)[None]
         self._batch = place({"params": network.params, "grams": grams, "picture": image}, mesh)
         self._state = place(init_state(jnp.asarray(image), tx, jax.random.key(0)), mesh)

@@ -21,9 +21,9 @@ PIXELS = "pixels"
 """the image itself, from black 0 to white 1: its Gram matrix is what the colours have in common"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LossNetwork:
-    """A VGG and the layers that are compared."""
+    """A VGG and the layers that are compared; each equals itself alone, so that programs are compiled once for it."""
 
     params: Any
     weights_sha256: str
