@@ -179,7 +179,7 @@ def fit(
     if runs:
         state, constant = runs.spread(state), runs.spread(source.constant)
     else:
-        # A copy, since the caller's is not donated, of the types that it comes back with: weak ones would compile twice.
+        # A copy, since the caller's is not donated, without weak types: it comes back without, and would compile twice.
         state = place(jax.tree.map(lambda x: jnp.array(x, jnp.asarray(x).dtype), state), mesh)
         constant = place(source.constant, mesh, source.constant_spec) if how != "pmap" else source.constant
     whole = runs.gather if runs else (lambda tree: tree)

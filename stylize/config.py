@@ -64,6 +64,9 @@ class Optimization:
     """adam: in units of pixel values, which span 2"""
     memory: int = 10
     """lbfgs: pairs of steps and gradients that are remembered"""
+    line_search: bool = True
+    """lbfgs: along each direction until the objective has fallen enough; without, each step is taken whole, as the
+    programs of Gatys et al. and Johnson et al. do, which call Torch's L-BFGS"""
     start: Literal["content", "noise"] = "content"
     """what the first scale begins with, unless an image is given"""
     clip: bool = True
@@ -82,7 +85,7 @@ class Optimization:
 
 Baseline = Literal["gatys", "lbfgs_noise", "adam_noise", "lbfgs_content"]
 BASELINES: dict[Baseline, Optimization] = {
-    "gatys": Optimization("lbfgs", start="noise", clip=False),
+    "gatys": Optimization("lbfgs", start="noise", memory=100, line_search=False, clip=False),
     "lbfgs_noise": Optimization("lbfgs", start="noise"),
     "adam_noise": Optimization("adam", start="noise"),
     "lbfgs_content": Optimization("lbfgs", start="content"),

@@ -121,6 +121,8 @@ def objective(network: LossNetwork, options: Perception, mesh: Mesh) -> Loss:
 def transformation(options: Optimization) -> optax.GradientTransformationExtraArgs:
     """The optimiser of pixels."""
     if options.optimizer == "lbfgs" and options.tile_px is None:
+        if not options.line_search:
+            return optax.lbfgs(1.0, memory_size=options.memory, linesearch=None)
         return optax.lbfgs(memory_size=options.memory)
     # The second moment of pixels that hardly matter is tiny: a larger epsilon keeps them from drifting to grey.
     return optax.with_extra_args_support(optax.adam(options.lr, b1=0.9, b2=0.99, eps=1e-6))
@@ -166,16 +168,23 @@ def lbfgs_step(loss: Loss, tx: optax.GradientTransformationExtraArgs) -> Step:
 
 def adam_step(loss: Loss, tx: optax.GradientTransformationExtraArgs) -> Step:
     """One step of Adam on pixels, which stay in [-1, 1]."""
-    plain = make_step(loss, tx)
+    plain = _counted(make_step(loss, tx))
 
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
         state, metrics = plain(state, batch)
-        return dataclasses.replace(state, params=jnp.clip(state.params, -1, 1)), {
-            **metrics,
-            "evaluations": jnp.float32(1),
-        }
+        return dataclasses.replace(state, params=jnp.clip(state.params, -1, 1)), metrics
 
     return step
+
+
+def _counted(step: Step) -> Step:
+    """`step`, and that it evaluates the objective once."""
+
+    def counted(state: State, batch: Any) -> tuple[State, Metrics]:
+        state, metrics = step(state, batch)
+        return state, {**metrics, "evaluations": jnp.float32(1)}
+
+    return counted
 
 
 def build_step(network: LossNetwork, perception: Perception, options: Optimization, mesh: Mesh) -> Step:
@@ -186,7 +195,8 @@ def build_step(network: LossNetwork, perception: Perception, options: Optimizati
     loss = objective(network, perception, mesh)
     if options.optimizer == "adam":
         return adam_step(loss, tx)
-    return lbfgs_step(visible(loss) if options.clip else loss, tx)
+    seen = visible(loss) if options.clip else loss
+    return lbfgs_step(seen, tx) if options.line_search else _counted(make_step(seen, tx))
 
 
 def optimize(

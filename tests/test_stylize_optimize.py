@@ -1,12 +1,16 @@
 """stylize/optimize.py: scales, both optimisers, and going on after a stop."""
 
+from collections import deque
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lib.run import RunFolder, UserError
 from lib.shard import make_mesh
-from stylize.config import Optimization, Perception
-from stylize.optimize import Task, optimize, scales
+from stylize.config import BASELINES, Optimization, Perception
+from stylize.optimize import Task, compile_trace, noise, objective, optimize, scales, targets
 from tests.stylize_cases import compiled_once, smooth, tiny_network
 
 pytestmark = pytest.mark.slow  # long; `make test-slow`
@@ -49,6 +53,36 @@ def test_without_style_noise_becomes_the_activations_of_the_photograph(tmp_path)
     _, rows = run(tmp_path / "run", Optimization(iterations=(40,), start="noise"), task, Perception(style_weight=0))
     losses = [row["36px.loss"] for row in rows]
     assert losses[-1] < 0.05 * losses[0]
+
+
+def test_the_published_iterations_are_lbfgs_with_steps_of_length_one():
+    """Beside the two loops of Nocedal and Wright (algorithm 7.4) in NumPy, after a first step of length 1."""
+    network, mesh, count = tiny_network(), make_mesh(1), 6
+    batch = targets(network, network.params, Task(CONTENT, [STYLE], [1.0]), CONTENT.shape[:2], tiled=False)
+    start = noise(0, CONTENT.shape[:2])
+    run = compile_trace(network, PERCEPTION, BASELINES["gatys"], mesh, count)
+    image, values, evaluations = run(start, batch)
+    assert np.all(np.asarray(evaluations) == 1)
+
+    loss = objective(network, PERCEPTION, mesh)
+    gradient = jax.jit(jax.grad(lambda x: loss(x[None], batch, jax.random.key(0))[0]))
+    x, pairs, last = start, deque(maxlen=100), None
+    for _ in range(count):
+        g = np.asarray(gradient(x), np.float64)
+        if last is not None:
+            pairs.append((x - last[0], g - last[1]))
+        last, q, shares = (x, g), g, []
+        for s, y in reversed(pairs):
+            shares.append(np.vdot(s, q) / np.vdot(s, y))
+            q = q - shares[-1] * y
+        scale = np.vdot(*pairs[-1]) / np.vdot(pairs[-1][1], pairs[-1][1]) if pairs else min(1, 1 / np.linalg.norm(g))
+        r = scale * q
+        for (s, y), share in zip(pairs, reversed(shares), strict=True):
+            r = r + s * (share - np.vdot(y, r) / np.vdot(s, y))
+        x = (x - r).astype(np.float32)
+    np.testing.assert_allclose(image[0], x, atol=1e-3)
+    shown = loss(jnp.clip(x, -1, 1)[None], batch, jax.random.key(0))[0]
+    np.testing.assert_allclose(values[-1], shown, rtol=1e-3)
 
 
 def test_coarse_to_fine(tmp_path):
