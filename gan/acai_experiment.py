@@ -19,9 +19,10 @@ from gan.data import Facts, facts
 from lib.checkpoint import Checkpoints, check_finished, restore_finished
 from lib.config import from_json, to_json
 from lib.data import Resident
+from lib.plan import Outline, examples
 from lib.run import RunFolder, UserError, read_json, write_json
 from lib.shard import fetch, place
-from lib.sources import Dataset, load_images
+from lib.sources import Dataset, load_images, shape_of
 from lib.train import State, fit, init_state, make_step
 
 NAME, LOOK = "autoencoder", "look"
@@ -94,6 +95,20 @@ def check_devices(config: AutoencoderConfig, devices: int) -> None:
 
 def build_model(config: AutoencoderConfig, known: Facts) -> Model:
     return build(config.autoencoder, known.shape[-1], known.classes)
+
+
+def outline(config: AutoencoderConfig) -> Outline:
+    """The training in shapes. Raises UserError where only the data tell theirs."""
+    data, rows = config.data, config.autoencoder.batch_size
+    if data.source == "lines":
+        known = Facts((lines.SIZE_PX, lines.SIZE_PX, 1), rows, lines.CLASSES)
+        batch = jax.eval_shape(lambda key: lines.batch(key, rows), jax.random.key(0))
+    else:
+        shape, classes = shape_of(data.source, data.size_px, data.labels)
+        known, batch = Facts(shape, rows, classes), examples(rows, shape, labels=True)
+    model = build_model(config, known)
+    state = jax.eval_shape(lambda: start_state(config, model))
+    return Outline(make_step(model.loss, optimiser(config.autoencoder)), state, batch, unit=2)
 
 
 def start_state(config: AutoencoderConfig, model: Model) -> State:

@@ -20,9 +20,10 @@ from lib.checkpoint import Checkpoints, check_finished, restore_finished
 from lib.config import from_json, to_json
 from lib.data import Resident
 from lib.pixels import Pixels
+from lib.plan import Outline, examples
 from lib.run import RunFolder, UserError, read_json, write_json
 from lib.shard import fetch, local_mesh, place
-from lib.sources import Dataset
+from lib.sources import Dataset, shape_of
 from lib.train import State, Step, fit
 
 NAME, BEST = "gan", "best"
@@ -45,6 +46,16 @@ def build_step(config: Config, model: Gan) -> Step:
 def start_state(config: Config, model: Gan) -> State:
     """The state before training."""
     return jax.jit(functools.partial(cycle.start_state, model, config.optim))(jax.random.key(config.seed))
+
+
+def outline(config: Config) -> Outline:
+    """The training in shapes. Raises UserError where only the data tell theirs."""
+    data, optim = config.data, config.optim
+    shape, classes = ((2,), 0) if data.source == "gaussians" else shape_of(data.source, data.size_px, data.labels)
+    model = build_model(config, Facts(shape, optim.batch_size, classes))
+    rows = examples(optim.n_critic * optim.batch_size, shape, labels=config.classes_known)
+    state = jax.eval_shape(lambda: start_state(config, model))
+    return Outline(build_step(config, model), state, rows, unit=optim.n_critic)
 
 
 def load(config: Config) -> Dataset:

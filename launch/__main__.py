@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from launch import demo, kubernetes, local, reproduce, slurm, status, studies, sweep, tpu
+from launch import demo, kubernetes, local, plan, reproduce, slurm, status, studies, sweep, tpu
 from lib.run import UserError, command, dispatch
 
 _USAGE = """usage: python -m launch COMMAND ...
@@ -14,6 +14,7 @@ _USAGE = """usage: python -m launch COMMAND ...
   tpu create|run|collect|delete      TPU VMs of Google Cloud
   sweep --grid FIELD=A,B -- COMMAND  one run per combination of values, here or as a Slurm array
   status RUN...                      how far run folders are
+  plan PRESET --devices N            what a step costs on devices that are not here
   reproduce hnn|metrics|ncsn|stylize the runs behind docs/results, and their pages
   demo                               a small run of every package
 
@@ -49,6 +50,7 @@ COMMANDS = {
     "tpu": tpu.main,
     "sweep": sweep.main,
     "status": status.main,
+    "plan": plan.main,
     "reproduce": _reproduce,
     "demo": demo.main,
 }

@@ -10,14 +10,59 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lib.run import UserError
 from lib.shard import DATA, How, compile_step
+
+
+class Outline(NamedTuple):
+    """A training in shapes: what a step is, and what it takes. Nothing of it needs data."""
+
+    step: Callable[[Any, Any], tuple[Any, Any]]
+    state: Any
+    batch: Any
+    batch_spec: Any = P(DATA)
+    """a prefix tree: what of the batch is not rows of examples is whole on each device"""
+    unit: int = 1
+    """a device takes a multiple of so many rows"""
+
+    def over(self, devices: int) -> Outline:
+        """This, with as many more rows as the devices need to have the same."""
+        each = devices * self.unit
+
+        def more(spec: P, part: Any) -> Any:
+            if spec != P(DATA):
+                return part
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((-(-x.shape[0] // each) * each, *x.shape[1:]), x.dtype), part
+            )
+
+        batch = jax.tree.map(more, self.batch_spec, self.batch, is_leaf=lambda x: isinstance(x, P))
+        return self._replace(batch=batch)
+
+    @property
+    def rows(self) -> int:
+        """Examples of a step, over all devices."""
+        specs = jax.tree.map(
+            lambda spec, part: [x.shape[0] for x in jax.tree.leaves(part)] if spec == P(DATA) else [],
+            self.batch_spec, self.batch, is_leaf=lambda x: isinstance(x, P),
+        )  # fmt: skip
+        return max(jax.tree.leaves(specs))
+
+
+def examples(count: int, shape: tuple[int, ...], *, labels: bool) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch as sources give it: images as bytes, with classes; points as numbers."""
+    if len(shape) == 1:
+        return {"x": jax.ShapeDtypeStruct((count, *shape), jnp.float32)}
+    rows = {"image": jax.ShapeDtypeStruct((count, *shape), jnp.uint8)}
+    return rows | ({"label": jax.ShapeDtypeStruct((count,), jnp.int32)} if labels else {})
+
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4,
           "s64": 8, "u64": 8, "f64": 8}  # fmt: skip
@@ -74,6 +119,7 @@ def cost(
     batch: Any,
     mesh: Mesh,
     *,
+    batch_spec: Any = P(DATA),
     state_spec: Any = P(),
     how: How = "shard_map",
 ) -> Cost:
@@ -81,14 +127,13 @@ def cost(
 
     Raises UserError where the batch does not divide over its devices.
     """
-    for leaf in jax.tree.leaves(batch):
-        if leaf.shape[0] % mesh.size:
-            raise UserError(f"{leaf.shape[0]} examples do not divide evenly over {mesh.size} devices")
     if mesh.size == 1:
         how = "jit"
-    compiled = compile_step(step, mesh, how, in_specs=(state_spec, P(DATA)), out_specs=(state_spec, P()))
-    placed = _shapes(state, mesh, state_spec), _shapes(batch, mesh, P(DATA))
-    program = compiled.lower(*placed).compile()  # type: ignore[attr-defined]
+    compiled = compile_step(step, mesh, how, in_specs=(state_spec, batch_spec), out_specs=(state_spec, P()))
+    placed = _shapes(state, mesh, state_spec), _shapes(batch, mesh, batch_spec)
+    lowered = compiled.lower(*placed)  # type: ignore[attr-defined]
+    # The program is read and never run: no time for the machine's code.
+    program = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
     memory = program.memory_analysis()
     flops = program.cost_analysis().get("flops", 0.0)
     shards = jax.tree.map(lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize, placed[0])
@@ -105,6 +150,9 @@ def cost(
 def _shapes(tree: Any, mesh: Mesh, spec: Any) -> Any:
     def shape(spec: P, part: Any) -> Any:
         sharding = NamedSharding(mesh, spec)
+        for leaf in jax.tree.leaves(part) if spec == P(DATA) else ():
+            if leaf.shape[0] % mesh.size:
+                raise UserError(f"{leaf.shape[0]} examples do not divide evenly over {mesh.size} devices")
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part)
 
     return jax.tree.map(shape, spec, tree, is_leaf=lambda x: isinstance(x, P))
@@ -127,13 +175,14 @@ def predicted_s(found: Cost, machine: Machine) -> float:
     """Seconds of a step: computation, then communication (none of it hidden behind computation).
 
     An all-reduce of B bytes over g devices of a host and h hosts: each device sends and receives 2 B (g - 1) / g over
-    its links, and each host 2 B (h - 1) / h over the network; half of both for an all-gather and a reduce-scatter.
+    its links, and each host 2 B (h - 1) / h over the network; half of both for an all-gather that results in B bytes
+    and for a reduce-scatter of as many.
     """
     group = min(found.devices, machine.per_host)
     hosts = max(1, math.ceil(found.devices / machine.per_host))
     total = found.flops / machine.flops_per_s
     for kind, size in found.collectives:
-        passes = 2 if kind == "all-reduce" else 1
+        passes = {"all-reduce": 2, "reduce-scatter": found.devices}.get(kind, 1)  # the latter results in a part
         total += machine.latency_s + passes * size * (group - 1) / group / machine.link_bytes_per_s
         total += passes * size * (hosts - 1) / hosts / machine.network_bytes_per_s
     return total

@@ -15,6 +15,7 @@ from lib.metrics.images import Images, open_images
 from lib.run import UserError
 
 LABELLED = ("digits", "mnist", "cifar10")
+_SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 _HELD_OUT = 10  # one of so many images of a folder is for testing
 
 
@@ -49,6 +50,15 @@ def load_images(source: str, size_px: int | None, *, labels: Sequence[int] = (),
     order = np.random.Generator(np.random.Philox(0)).permutation(len(pixels))
     test, train = np.split(order, [len(pixels) // _HELD_OUT])
     return Dataset({"image": pixels[train]}, {"image": pixels[test]})
+
+
+def shape_of(source: str, size_px: int | None, labels: Sequence[int] = ()) -> tuple[tuple[int, ...], int]:
+    """(shape of an image, number of classes), without the images. Raises UserError where only they tell."""
+    if source in LABELLED:
+        return _SHAPES[source], len(labels) or 10
+    if size_px is None:
+        raise UserError(f"how large are the images of {source}? Set --data.size-px")
+    return (size_px, size_px, 3), 0
 
 
 def _of_classes(rows: dict[str, np.ndarray], labels: Sequence[int]) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +18,11 @@ from lib.checkpoint import Checkpoints, check_finished, restore_finished
 from lib.config import from_json, to_json
 from lib.data import Resident
 from lib.pixels import Pixels
+from lib.plan import Outline, examples
 from lib.run import RunFolder, read_json, write_json
 from lib.shard import fetch, place
-from lib.sources import Dataset
-from lib.train import Loss, State, fit, init_state, make_step, warmed_up
+from lib.sources import Dataset, shape_of
+from lib.train import Loss, State, Step, fit, init_state, make_step, warmed_up
 from ncsn import loss as losses
 from ncsn import model as models
 from ncsn.blocks import MLP
@@ -136,6 +138,24 @@ def optimizer(config: Config) -> optax.GradientTransformation:
     return adam if optim.clip is None else optax.chain(optax.clip_by_global_norm(optim.clip), adam)
 
 
+def build_step(config: Config, known: Facts, model: ScoreModel) -> Step:
+    """What is done to the state again and again."""
+    decay = warmed_up(config.optim.ema_decay)
+    return make_step(build_loss(config, known, model), optimizer(config), ema_decay=decay)
+
+
+def outline(config: Config) -> Outline:
+    """The training in shapes. Raises UserError where only the data tell theirs."""
+    data, toy = config.data, config.data.source == "toy_mixture"
+    shape, classes = ((2,), 0) if toy else shape_of(data.source, data.size_px)
+    known = Facts(
+        shape, config.optim.batch_size, classes, mean=0.5, std=0.25, largest_distance=math.sqrt(math.prod(shape))
+    )
+    model = build_model(config, known)
+    rows = examples(config.optim.batch_size, shape, labels=config.network.class_conditional)
+    return Outline(build_step(config, known, model), jax.eval_shape(lambda: start_state(config, model)), rows)
+
+
 def start_state(config: Config, model: ScoreModel) -> State:
     """The state before training."""
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
@@ -173,7 +193,7 @@ def train(config: Config, data: Dataset, known: Facts, folder: RunFolder, mesh: 
                 f"{config.data.source}, {config.optim.steps:,} steps{begin}")  # fmt: skip
         state = fit(
             fresh if state is None else state,
-            make_step(build_loss(config, known, model), optimizer(config), ema_decay=warmed_up(config.optim.ema_decay)),
+            build_step(config, known, model),
             Resident(_used(config, data), config.optim.batch_size, config.seed),
             steps=config.optim.steps,
             mesh=mesh,

@@ -14,13 +14,15 @@ import numpy as np
 import optax
 import optax.contrib
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from lib import config as configs
 from lib import images
 from lib.checkpoint import Checkpoints, check_finished, restore_finished
 from lib.data import Beside, Resident
+from lib.plan import Outline
 from lib.run import RunFolder, UserError
-from lib.shard import example_keys, fetch, make_mesh, place
+from lib.shard import DATA, example_keys, fetch, make_mesh, place
 from lib.train import Loss, Metrics, State, fit, init_state, make_step
 from stylize import data
 from stylize.config import Config
@@ -153,6 +155,21 @@ def _next_frame(x: jax.Array, y: jax.Array, keys: jax.Array) -> tuple[jax.Array,
         return moved, jnp.concatenate([stylised * mask, mask], -1)
 
     return jax.vmap(one)(x, y, keys)
+
+
+def outline(config: Config, network: LossNetwork) -> Outline:
+    """The training in shapes, of whole squares where there are any at the end."""
+    side = phases(config)[-1][0]
+    layers = {layer: network.channels(layer) for layer in network.style_layers}
+    styles = max(len(config.styles), 1)
+    config = dataclasses.replace(config, styles=config.styles or ("a style",))
+    photos = jax.ShapeDtypeStruct((config.optim.batch_size, *2 * (photo_px(config),), 3), jnp.uint8)
+    grams = {layer: jax.ShapeDtypeStruct((styles, c, c), jnp.float32) for layer, c in layers.items()}
+    vgg = jax.eval_shape(lambda: network.params)
+    step = make_step(build_loss(config, network, side), optimizer(config))
+    state = jax.eval_shape(lambda: start_state(config))
+    batch, specs = {"image": photos, "vgg": vgg, "grams": grams}, {"image": P(DATA), "vgg": P(), "grams": P()}
+    return Outline(step, state, batch, specs)
 
 
 def style_targets(config: Config, network: LossNetwork, params: Any) -> Arrays:
