@@ -39,14 +39,14 @@ HELP = f"""usage: python -m gan COMMAND ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(configs.RunOptions):
+class Train(configs.ShardedRunOptions):
     """Train a generator and evaluate it."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainAutoencoder(configs.RunOptions):
+class TrainAutoencoder(configs.ShardedRunOptions):
     """Train an autoencoder and evaluate it."""
 
     config: Annotated[AutoencoderConfig, tyro.conf.arg(name="")]
@@ -196,7 +196,7 @@ def train(args: Sequence[str]) -> None:
     rows = lab.load(config)
     with RunFolder.start(out, "gan", configs.to_json(config), resume=chosen.resume, primary=shard.primary()) as folder:
         say = _say if shard.primary() else lambda text: None
-        trained = lab.train(config, rows, folder, mesh, say)
+        trained = lab.train(config, rows, folder, mesh, say, sharded=chosen.shard_state)
         if shard.primary():
             _finish(evaluate_run(config, rows, trained, folder, _say), folder)
 

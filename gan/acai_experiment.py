@@ -21,7 +21,7 @@ from lib.config import from_json, to_json
 from lib.data import Resident
 from lib.plan import Outline, examples
 from lib.run import RunFolder, UserError, read_json, write_json
-from lib.shard import fetch, place
+from lib.shard import fetch, make_state
 from lib.sources import Dataset, load_images, shape_of
 from lib.train import State, fit, init_state, make_step
 
@@ -117,15 +117,17 @@ def start_state(config: AutoencoderConfig, model: Model) -> State:
     return init_state(jax.jit(model.init)(init_key), optimiser(config.autoencoder), step_key)
 
 
-def train(config: AutoencoderConfig, data: Dataset, folder: RunFolder, mesh: Mesh, say: Callable) -> Trained:
-    """Trains, or goes on."""
+def train(
+    config: AutoencoderConfig, data: Dataset, folder: RunFolder, mesh: Mesh, say: Callable, *, sharded: bool = False
+) -> Trained:
+    """Trains, or goes on. The batch is spread over the mesh, with `sharded` the state too."""
     known, options = facts_of(data), config.autoencoder
     if folder.primary:
         write_json(folder.path / "data.json", to_json(known))
     model = build_model(config, known)
     look = _looks(config, model, data)
     with Checkpoints(folder.checkpoints / NAME) as checkpoints:
-        fresh = place(start_state(config, model), mesh)
+        fresh = make_state(lambda: start_state(config, model), mesh, sharded=sharded)
         state = checkpoints.restore(fresh)
         state, done = (fresh, 0) if state is None else (state, int(state.step))
         log_look = folder.logger(LOOK, done)
@@ -145,6 +147,7 @@ def train(config: AutoencoderConfig, data: Dataset, folder: RunFolder, mesh: Mes
             batches,
             steps=options.steps,
             mesh=mesh,
+            sharded=sharded,
             steps_per_call=_STEPS_PER_CALL,
             checkpoints=checkpoints,
             checkpoint_every=config.checkpoint_every,

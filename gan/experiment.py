@@ -22,7 +22,7 @@ from lib.data import Resident
 from lib.pixels import Pixels
 from lib.plan import Outline, examples
 from lib.run import RunFolder, UserError, read_json, write_json
-from lib.shard import fetch, local_mesh, place
+from lib.shard import fetch, local_mesh, make_state
 from lib.sources import Dataset, shape_of
 from lib.train import State, Step, fit
 
@@ -85,15 +85,20 @@ def check_devices(config: Config, devices: int) -> None:
             raise UserError(f"optim.{name} is {rows}, which {devices} devices do not divide: set --devices")
 
 
-def train(config: Config, data: Dataset, folder: RunFolder, mesh: Mesh, say: Callable) -> dict[str, Trained]:
-    """Trains, or goes on, with looks at the samples; {"best": ..., "last": ...}."""
+def train(
+    config: Config, data: Dataset, folder: RunFolder, mesh: Mesh, say: Callable, *, sharded: bool = False
+) -> dict[str, Trained]:
+    """Trains, or goes on, with looks at the samples; {"best": ..., "last": ...}.
+
+    The batch is spread over the mesh, with `sharded` the state too.
+    """
     known = facts(data)
     if folder.primary:
         write_json(folder.path / "data.json", to_json(known))
     model = build_model(config, known)
     folder_of_best = folder.checkpoints / BEST
     with Checkpoints(folder.checkpoints / NAME) as checkpoints, Checkpoints(folder_of_best, keep=1) as kept:
-        fresh = place(start_state(config, model), mesh)
+        fresh = make_state(lambda: start_state(config, model), mesh, sharded=sharded)
         state = checkpoints.restore(fresh)
         state, done = (fresh, 0) if state is None else (state, int(state.step))
         log = folder.logger(NAME, done)
@@ -106,6 +111,7 @@ def train(config: Config, data: Dataset, folder: RunFolder, mesh: Mesh, say: Cal
                 Resident(used(config, data), config.optim.n_critic * config.optim.batch_size, config.seed),
                 steps=config.optim.steps,
                 mesh=mesh,
+                sharded=sharded,
                 steps_per_call=_STEPS_PER_CALL.get(config.data.source, 10),
                 checkpoints=checkpoints,
                 checkpoint_every=config.checkpoint_every,

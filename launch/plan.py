@@ -76,7 +76,7 @@ def main(args: Sequence[str]) -> None:
     if outline.rows != wanted:
         print(f"a batch of {wanted} does not divide over {options.devices} devices: {outline.rows} are assumed")
     mesh = shard.make_mesh(options.devices)
-    spec = plan.shard_largest(outline.state, mesh) if options.sharded else PartitionSpec()
+    spec = shard.shard_largest(outline.state, mesh) if options.sharded else PartitionSpec()
     found = plan.cost(
         outline.step, outline.state, outline.batch, mesh, batch_spec=outline.batch_spec, state_spec=spec,
         how="jit" if options.sharded else "shard_map",

@@ -28,6 +28,14 @@ class RunOptions:
     """devices to spread the work over (default: all that divide it; on a CPU one per core)"""
 
 
+@dataclasses.dataclass(frozen=True)
+class ShardedRunOptions(RunOptions):
+    """What a training is told whose batch is spread over the devices."""
+
+    shard_state: bool = False
+    """parameters and optimiser states spread over the devices too, for networks that do not fit one"""
+
+
 def parse(default: T, args: Sequence[str], prog: str) -> T:
     """`default` with the fields that `args` override, as in `--optim.lr 3e-4`.
 

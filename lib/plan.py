@@ -186,20 +186,3 @@ def predicted_s(found: Cost, machine: Machine) -> float:
         total += machine.latency_s + passes * size * (group - 1) / group / machine.link_bytes_per_s
         total += passes * size * (hosts - 1) / hosts / machine.network_bytes_per_s
     return total
-
-
-def shard_largest(tree: Any, mesh: Mesh, *, least: int = 2**12) -> Any:
-    """PartitionSpecs for parameters and optimiser states that do not fit one device (fully sharded data parallelism).
-
-    Of every array of at least `least` numbers the largest axis that the devices divide is spread over them; XLA gathers
-    what a layer needs, and scatters the sums of gradients.
-    """
-
-    def spec(x: Any) -> P:
-        axes = [i for i, n in enumerate(x.shape) if n % mesh.size == 0 and n >= mesh.size]
-        if math.prod(x.shape) < least or not axes or jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return P()
-        largest = max(axes, key=lambda i: x.shape[i])
-        return P(*[None] * largest, DATA)
-
-    return jax.tree.map(spec, tree)

@@ -9,6 +9,7 @@ image, runs under `jit` on a mesh and says by `spread_pixels` what XLA is to div
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -206,6 +207,32 @@ def _compile_pmap(fn: Callable, mesh: Mesh, in_specs: tuple, out_specs: tuple) -
     return call
 
 
+def shard_largest(tree: Any, mesh: Mesh, *, least: int = 2**12) -> Any:
+    """PartitionSpecs for parameters and optimiser states that do not fit one device (fully sharded data parallelism).
+
+    Of every array of at least `least` numbers the largest axis that the devices divide is spread over them; XLA gathers
+    what a layer needs, and scatters the sums of gradients.
+    """
+
+    def spec(x: Any) -> P:
+        axes = [i for i, n in enumerate(x.shape) if n % mesh.size == 0 and n >= mesh.size]
+        if math.prod(x.shape) < least or not axes or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return P()
+        largest = max(axes, key=lambda i: x.shape[i])
+        return P(*[None] * largest, DATA)
+
+    return jax.tree.map(spec, tree)
+
+
+def make_state(build: Callable[[], Any], mesh: Mesh, *, sharded: bool = False) -> Any:
+    """What `build()` computes, whole on every device; or spread as `shard_largest` says, and never whole anywhere."""
+    if not sharded:
+        return place(build(), mesh)
+    specs = shard_largest(jax.eval_shape(build), mesh)
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P))
+    return jax.jit(build, out_shardings=shardings)()
+
+
 def place(tree: Any, mesh: Mesh, spec: Any = P()) -> Any:
     """Puts host arrays (the same on every process) or device arrays onto the mesh.
 
@@ -223,6 +250,8 @@ def _place(tree: Any, mesh: Mesh, spec: P) -> Any:
         for i in spread:
             if x.shape[i] % mesh.size:
                 raise UserError(f"{x.shape[i]} rows do not divide evenly over {mesh.size} devices")
+        if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(sharding, x.ndim):
+            return x
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             # Typed keys cannot be put onto other processes' devices, their bits can.
             bits = jax.device_put(np.asarray(jax.random.key_data(x)), sharding)

@@ -26,7 +26,7 @@ from lib import cluster
 from lib.checkpoint import Checkpoints
 from lib.data import Source
 from lib.run import SIGNALS, Stopped, UserError
-from lib.shard import REPLICA, How, compile_step, compiler_options, fetch, place, pmean, varying
+from lib.shard import REPLICA, How, compile_step, compiler_options, fetch, place, pmean, shard_largest, varying
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Any, Any, jax.Array], tuple[jax.Array, Metrics]]
@@ -89,12 +89,13 @@ def warmed_up(decay: float) -> optax.Schedule:
 
 
 def compile_chunk(
-    step: Step, source: Source, mesh: Mesh, how: How = "shard_map", *, replicas: bool = False
+    step: Step, source: Source, mesh: Mesh, how: How = "shard_map", *, replicas: bool = False, state_spec: Any = P()
 ) -> Callable[[State, Any, Any], tuple[State, Metrics]]:
     """Compiles `chunk(state, source.constant, source.per_step(first, k)) -> (state, metrics [k])`: k steps in one.
 
     With `replicas`, state and constant have a leading axis of independent runs, which are spread over the devices of a
-    mesh with the axis "replica"; metrics become [replicas, k]. Otherwise the batch is spread over the axis "data".
+    mesh with the axis "replica"; metrics become [replicas, k]. Otherwise the batch is spread over the axis "data",
+    and the state as `state_spec` says.
     """
 
     def chunk(state: State, constant: Any, xs: Any) -> tuple[State, Metrics]:
@@ -105,8 +106,8 @@ def compile_chunk(
         return state, metrics
 
     if not replicas:
-        specs = (P(), source.constant_spec, source.per_step_spec)
-        return compile_step(chunk, mesh, how, in_specs=specs, out_specs=(P(), P()))
+        specs = (state_spec, source.constant_spec, source.per_step_spec)
+        return compile_step(chunk, mesh, how, in_specs=specs, out_specs=(state_spec, P()))
 
     def each(state: State, constant: Any, xs: Any) -> tuple[State, Metrics]:
         # A GPU gains from one batched program, a CPU from small programs one after the other.
@@ -152,6 +153,7 @@ def fit(
     mesh: Mesh,
     how: How = "shard_map",
     replicas: int | None = None,
+    sharded: bool = False,
     steps_per_call: int = 100,
     checkpoints: Checkpoints | None = None,
     checkpoint_every: int = 1000,
@@ -166,6 +168,7 @@ def fit(
     `every`; where it returns True, training ends there, with a checkpoint.
 
     `replicas`: how many independent runs lead every array of `state` and `source.constant` (mesh axis "replica").
+    `sharded`: the state is spread over the devices too (`lib.shard.shard_largest`); XLA divides the work, under `jit`.
     Raises UserError where the loss or the parameters stop being finite, Stopped after a signal; the checkpoint then on
     disk is good in both cases.
     """
@@ -173,14 +176,15 @@ def fit(
     if done >= steps:
         return state
     runs = _Replicas(replicas, mesh) if replicas else None
-    if runs is None and how == "shard_map" and mesh.size == 1:
+    if sharded or (runs is None and how == "shard_map" and mesh.size == 1):
         how = "jit"
-    chunk = compile_chunk(step, source, mesh, how, replicas=runs is not None)
+    spec = shard_largest(state, mesh) if sharded else P()
+    chunk = compile_chunk(step, source, mesh, how, replicas=runs is not None, state_spec=spec)
     if runs:
         state, constant = runs.spread(state), runs.spread(source.constant)
     else:
         # A copy, since the caller's is not donated, without weak types: it comes back without, and would compile twice.
-        state = place(jax.tree.map(lambda x: jnp.array(x, jnp.asarray(x).dtype), state), mesh)
+        state = place(jax.tree.map(lambda x: jnp.array(x, jnp.asarray(x).dtype), state), mesh, spec)
         constant = place(source.constant, mesh, source.constant_spec) if how != "pmap" else source.constant
     whole = runs.gather if runs else (lambda tree: tree)
     per_step_spec = P() if runs else source.per_step_spec

@@ -39,7 +39,7 @@ Options = Annotated[Sampling, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(configs.RunOptions):
+class Train(configs.ShardedRunOptions):
     """Train a score network and evaluate it."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
@@ -145,7 +145,7 @@ def train(args: Sequence[str]) -> None:
     experiment.check_fits(config, known)
     with RunFolder.start(out, "ncsn", configs.to_json(config), resume=chosen.resume, primary=shard.primary()) as folder:
         say = _say if shard.primary() else lambda text: None
-        trained = experiment.train(config, rows, known, folder, mesh, say)
+        trained = experiment.train(config, rows, known, folder, mesh, say, sharded=chosen.shard_state)
         if shard.primary():
             _finish(page.evaluate_run(config, rows, trained, folder, _say), folder)
 

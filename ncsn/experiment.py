@@ -20,7 +20,7 @@ from lib.data import Resident
 from lib.pixels import Pixels
 from lib.plan import Outline, examples
 from lib.run import RunFolder, read_json, write_json
-from lib.shard import fetch, place
+from lib.shard import fetch, make_state
 from lib.sources import Dataset, shape_of
 from lib.train import Loss, State, Step, fit, init_state, make_step, warmed_up
 from ncsn import loss as losses
@@ -177,13 +177,15 @@ class Trained:
     """in the units of the network"""
 
 
-def train(config: Config, data: Dataset, known: Facts, folder: RunFolder, mesh: Mesh, say: Callable) -> Trained:
-    """Trains, or goes on. The batch is spread over the mesh."""
+def train(
+    config: Config, data: Dataset, known: Facts, folder: RunFolder, mesh: Mesh, say: Callable, *, sharded: bool = False
+) -> Trained:
+    """Trains, or goes on. The batch is spread over the mesh, with `sharded` the state too."""
     if folder.primary:
         write_json(folder.path / "data.json", to_json(known))
     model = build_model(config, known)
     with Checkpoints(folder.checkpoints / NAME) as checkpoints:
-        fresh = place(start_state(config, model), mesh)
+        fresh = make_state(lambda: start_state(config, model), mesh, sharded=sharded)
         state = checkpoints.restore(fresh)
         done = 0 if state is None else int(state.step)
         if done < config.optim.steps:
@@ -197,6 +199,7 @@ def train(config: Config, data: Dataset, known: Facts, folder: RunFolder, mesh: 
             Resident(_used(config, data), config.optim.batch_size, config.seed),
             steps=config.optim.steps,
             mesh=mesh,
+            sharded=sharded,
             steps_per_call=_STEPS_PER_CALL.get(config.data.source, 10),
             checkpoints=checkpoints,
             checkpoint_every=config.checkpoint_every,

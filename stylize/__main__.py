@@ -78,7 +78,7 @@ class Image:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(configs.RunOptions):
+class Train(configs.ShardedRunOptions):
     """Train a network for one style or more."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
@@ -223,7 +223,7 @@ def train(args: Sequence[str]) -> None:
     network = vgg.load(config.perception, say)
     materials = training.load_materials(config, network)
     with RunFolder.start(out, "stylize", values, resume=chosen.resume, primary=shard.primary()) as folder:
-        training.train(config, network, materials, folder, mesh, say)
+        training.train(config, network, materials, folder, mesh, say, sharded=chosen.shard_state)
         say(str(folder.path))
 
 

@@ -22,7 +22,7 @@ from lib.checkpoint import Checkpoints, check_finished, restore_finished
 from lib.data import Beside, Resident
 from lib.plan import Outline
 from lib.run import RunFolder, UserError
-from lib.shard import DATA, example_keys, fetch, make_mesh, place
+from lib.shard import DATA, example_keys, fetch, make_mesh, make_state
 from lib.train import Loss, Metrics, State, fit, init_state, make_step
 from stylize import data
 from stylize.config import Config
@@ -265,15 +265,18 @@ def train(
     folder: RunFolder,
     mesh: Mesh,
     say: Callable[[str], None],
+    *,
+    sharded: bool = False,
 ) -> Trained:
-    """Trains, or goes on; the batch is spread over the mesh."""
+    """Trains, or goes on. The batch is spread over the mesh, with `sharded` the state too."""
     photos, grams = materials.photos, materials.grams
     if folder.primary:
         # The run shows what it was trained for, wherever the images go.
         for name, image in zip(style_names(config), data.load_styles(config.styles, 512), strict=True):
             images.write(folder.path / "styles" / f"{name}.png", image)
     with Checkpoints(folder.checkpoints / NAME) as checkpoints:
-        fresh = place(dataclasses.replace(start_state(config), params=materials.params), mesh)
+        untrained = dataclasses.replace(start_state(config), params=materials.params)
+        fresh = make_state(lambda: untrained, mesh, sharded=sharded)
         state = checkpoints.restore(fresh)
         done = 0 if state is None else int(state.step)
         if done < config.optim.steps:
@@ -292,6 +295,7 @@ def train(
                 source,
                 steps=last,
                 mesh=mesh,
+                sharded=sharded,
                 steps_per_call=_STEPS_PER_CALL,
                 checkpoints=checkpoints,
                 checkpoint_every=config.checkpoint_every,

@@ -7,9 +7,9 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from lib.plan import Cost, Machine, collectives, cost, predicted_s, shard_largest
+from lib.plan import Cost, Machine, collectives, cost, predicted_s
 from lib.run import UserError
-from lib.shard import compile_step, fetch, make_mesh, place
+from lib.shard import compile_step, fetch, make_mesh, place, shard_largest
 from lib.train import init_state, make_step
 
 TX = optax.adam(1e-2)

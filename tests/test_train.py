@@ -19,7 +19,7 @@ import pytest
 from lib.checkpoint import Checkpoints
 from lib.data import FullBatch, Resident, Streamed
 from lib.run import UserError
-from lib.shard import REPLICA, example_keys, fetch, make_mesh
+from lib.shard import REPLICA, example_keys, fetch, make_mesh, make_state
 from lib.train import State, fit, init_state, make_step
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -266,6 +266,42 @@ def replicas_on(devices):
         hooks=[(10, lambda state, step: hooked.append((step, state.params["in"].shape, digest(state))))],
     )  # fmt: skip
     return got, logged, hooked
+
+
+# A state that is spread over the devices as well; layers wide enough for `shard_largest` to take them apart.
+
+
+def wide() -> State:
+    key = jax.random.key(1)
+    return init_state({"in": jax.random.normal(key, (3, 2048)), "out": jnp.ones(2048) / 2048}, TX, key, ema=True)
+
+
+def close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6), plain(a), plain(b))
+
+
+def test_a_sharded_state_is_made_in_parts_and_trains_like_a_whole_one():
+    mesh = make_mesh(4)
+    start = make_state(wide, mesh, sharded=True)
+    parts = {shard.data.shape for shard in start.params["in"].addressable_shards}
+    assert parts == {(3, 512)} and len(start.params["out"].sharding.device_set) == 4
+    assert_identical(start, wide())
+    trained = run(start, 30, devices=4, sharded=True)
+    assert {shard.data.shape for shard in trained.opt_state[0].mu["in"].addressable_shards} == {(3, 512)}
+    close(trained, run(wide(), 30))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((4, True), (2, False)), ((1, False), (4, True)), ((4, True), (2, True))]
+)
+def test_saved_as_parts_or_whole_it_goes_on_as_either_on_any_devices(tmp_path, before, after):
+    state = None
+    for steps, (devices, sharded) in ((10, before), (30, after)):
+        with Checkpoints(tmp_path) as checkpoints:
+            start = make_state(wide, make_mesh(devices), sharded=sharded)
+            state = checkpoints.restore(start) or start
+            state = run(state, steps, devices=devices, sharded=sharded, checkpoints=checkpoints)
+    close(state, run(wide(), 30))
 
 
 @pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 4])
