@@ -81,7 +81,9 @@ def facts_of(data: Dataset) -> Facts:
 
 
 def default_devices(config: AutoencoderConfig) -> int:
-    """As many as give each of them pairs of images."""
+    """As many as give each of them pairs of images; with other processes all that there are."""
+    if jax.process_count() > 1:
+        return len(jax.devices())
     pairs = config.autoencoder.batch_size // 2
     return next(n for n in range(len(jax.devices()), 0, -1) if pairs % n == 0)
 

@@ -71,7 +71,10 @@ def load(config: Config) -> Dataset:
 
 
 def default_devices(config: Config) -> int:
-    """One CPU device for the small matrix products of points; else as many as divide both batches."""
+    """One CPU device for the small matrix products of points; else as many as divide both batches. With other processes
+    all that there are."""
+    if jax.process_count() > 1:
+        return len(jax.devices())
     if config.network.kind == "mlp" and jax.default_backend() == "cpu":
         return 1
     divides = lambda n: config.optim.batch_size % n == 0 and config.generator_batch % n == 0  # noqa: E731

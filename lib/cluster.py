@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, NoReturn
 
-from lib.run import EXIT_PREEMPTED, UserError
+from lib.run import EXIT_PREEMPTED, UserError, seconds_of
 
 WAIT_VARIABLE = "GRADIENT_FIELDS_WAIT_S"
 """how long processes wait for each other at the start, and for a step of training; seconds"""
@@ -100,14 +100,8 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None) -> in
 
 
 def wait_s() -> float:
-    """How long to wait for other processes."""
-    try:
-        found = float(os.environ.get(WAIT_VARIABLE, _WAIT_S))
-    except ValueError:
-        found = -1.0
-    if not 0 < found < float("inf"):
-        raise UserError(f"{WAIT_VARIABLE} must be a positive number of seconds, not {os.environ[WAIT_VARIABLE]!r}")
-    return found
+    """How long to wait for other processes. Raises UserError where the environment's time is none."""
+    return seconds_of(WAIT_VARIABLE, _WAIT_S)
 
 
 def meet(here: Peers, timeout_s: float) -> None:

@@ -20,7 +20,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -47,14 +49,35 @@ class Stopped(Exception):
         self.code = code
 
 
+SAVE_VARIABLE = "GRADIENT_FIELDS_SAVE_S"
+"""how long a training may take to save after SIGTERM, seconds; then it ends without: a scheduler would kill it"""
+_SAVE_S = 100.0
+
+
+def seconds_of(variable: str, default: float) -> float:
+    """A time that the environment may set. Raises UserError where it is not positive and finite."""
+    text = os.environ.get(variable)
+    try:
+        found = default if text is None else float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 < found < math.inf:
+        raise UserError(f"{variable} must be a positive number of seconds, not {text!r}")
+    return found
+
+
 class Signals:
     """SIGTERM and SIGINT as a flag while training (so that the state is saved), as an exception elsewhere."""
 
     def __init__(self) -> None:
         self._deferred = False
+        self._save_s = _SAVE_S
+        self._timer: threading.Timer | None = None
         self.code: int | None = None
 
     def install(self) -> None:
+        """Raises UserError where the environment's time to save is none."""
+        self._save_s = seconds_of(SAVE_VARIABLE, _SAVE_S)
         signal.signal(signal.SIGTERM, self._handle)
         signal.signal(signal.SIGINT, self._handle)
 
@@ -65,6 +88,16 @@ class Signals:
         self.code = code
         if not self._deferred or (impatient and code == EXIT_INTERRUPTED):
             raise Stopped(code, _STOPPED)
+        if code == EXIT_PREEMPTED and not impatient:
+            self._timer = threading.Timer(self._save_s, self._give_up)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _give_up(self) -> None:
+        """Long steps, slow disks, or another process that is gone: what is on disk is good, and time is up."""
+        message = f"stopped: nothing was saved within {self._save_s:g} s ({SAVE_VARIABLE}); {_STOPPED}\n"
+        os.write(sys.stderr.fileno(), message.encode())
+        os._exit(EXIT_PREEMPTED)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -77,6 +110,8 @@ class Signals:
             yield
         finally:
             self._deferred = False
+            if self._timer is not None:
+                self._timer.cancel()
         if self.code is not None:
             raise Stopped(self.code, _STOPPED)
 
@@ -84,10 +119,42 @@ class Signals:
 SIGNALS = Signals()
 
 
+class Others:
+    """The other processes of a run, as far as leaving them is concerned."""
+
+    wait_s: float | None = None
+    """None: there are none. Else whoever fails leaves at once, after so many seconds: the way out would wait for the
+    others, who may be waiting for it in a collective. `lib.shard.start` sets it."""
+
+    def leave(self, code: int) -> None:
+        """Ends this process where there are others."""
+        if self.wait_s is not None:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            time.sleep(self.wait_s)
+            os._exit(code)
+
+
+OTHERS = Others()
+
+
 def command(entry: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Runs `entry(argv)` and turns its outcome into an exit code and at most one line on stderr."""
-    SIGNALS.install()
     try:
+        code = _outcome(entry, argv)
+    except Exception:
+        if OTHERS.wait_s is not None:
+            traceback.print_exc()
+            OTHERS.leave(1)
+        raise
+    if code == EXIT_USER_ERROR:
+        OTHERS.leave(code)
+    return code
+
+
+def _outcome(entry: Callable[[Sequence[str]], None], argv: Sequence[str] | None) -> int:
+    try:
+        SIGNALS.install()
         entry(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         return _fail(str(error), EXIT_USER_ERROR)

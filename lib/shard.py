@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lib import cluster
-from lib.run import UserError
+from lib.run import OTHERS, UserError
 
 How = Literal["jit", "shard_map", "pmap"]
 DATA = "data"
@@ -67,6 +67,9 @@ def start(cpu_devices: int | None = None, *, convolutions: bool = True) -> None:
         jax.distributed.initialize(*here, cluster_detection_method="deactivate", shutdown_timeout_seconds=day_s)
     elif cluster.on_tpu_pod():
         jax.distributed.initialize(shutdown_timeout_seconds=day_s)
+    if here or cluster.on_tpu_pod():
+        # Where all fail alike, process 0 goes last: JAX ends by a signal those whose coordinator is gone.
+        OTHERS.wait_s = 2.0 if here and here.number == 0 else 0.0
 
 
 def primary() -> bool:
@@ -77,12 +80,14 @@ def primary() -> bool:
 def make_mesh(devices: int | None = None, axis: str = DATA) -> Mesh:
     """A mesh of one axis over the first `devices` devices of all hosts (default: all of them).
 
-    Raises UserError where there are not so many.
+    Raises UserError where there are not so many, and where a process would have none of them.
     """
     available = jax.devices()
     if devices is not None and not 1 <= devices <= len(available):
         raise UserError(f"devices is {devices}, but there are {len(available)} ({available[0].platform})")
     chosen = np.asarray(available[: devices or len(available)])
+    if len({device.process_index for device in chosen}) < jax.process_count():
+        raise UserError(f"devices is {devices}, but each of the {jax.process_count()} processes needs one")
     return Mesh(chosen, (axis,), axis_types=(AxisType.Auto,))
 
 

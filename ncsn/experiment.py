@@ -163,8 +163,9 @@ def start_state(config: Config, model: ScoreModel) -> State:
 
 
 def default_devices(config: Config) -> int | None:
-    """One CPU device for the small matrix products of points, all devices for everything else."""
-    return 1 if config.network.kind == "mlp" and jax.default_backend() == "cpu" else None
+    """One CPU device for the small matrix products of points; all devices for all else, and with other processes."""
+    small = config.network.kind == "mlp" and jax.default_backend() == "cpu"
+    return 1 if small and jax.process_count() == 1 else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -297,7 +297,8 @@ def test_only_the_primary_process_writes(tmp_path):
 # Exit codes
 
 COMMAND = """
-import os, signal, sys
+import os, signal, sys, time
+from lib import run
 from lib.run import command, UserError, Stopped
 def entry(argv):
     print("out")
@@ -309,6 +310,10 @@ def entry(argv):
         case "stopped": raise Stopped(75, "at step 3 of 9")
         case "TERM": os.kill(os.getpid(), signal.SIGTERM)
         case "INT": os.kill(os.getpid(), signal.SIGINT)
+        case "slow":
+            with run.SIGNALS.deferred():
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(30)
         case "bug": raise ZeroDivisionError("a bug")
 sys.exit(command(entry))
 """
@@ -330,6 +335,23 @@ def test_exit_codes(what, code, line):
     arguments = [sys.executable, "-c", COMMAND, what]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stderr, done.stdout) == (code, line, "out\n")
+
+
+def test_what_cannot_be_saved_in_time_is_left():
+    variables = os.environ | {run.SAVE_VARIABLE: "0.2"}
+    arguments = [sys.executable, "-c", COMMAND, "slow"]
+    done = subprocess.run(arguments, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=30, check=False)
+    line = (
+        "stopped: nothing was saved within 0.2 s (GRADIENT_FIELDS_SAVE_S); --resume goes on from the newest checkpoint"
+    )
+    assert (done.returncode, done.stderr) == (75, line + "\n")
+
+
+def test_a_time_to_save_that_is_none():
+    variables = os.environ | {run.SAVE_VARIABLE: "soon"}
+    arguments = [sys.executable, "-c", COMMAND, "done"]
+    done = subprocess.run(arguments, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2 and "GRADIENT_FIELDS_SAVE_S must be a positive number of seconds" in done.stderr
 
 
 def test_a_bug_is_not_hidden():
