@@ -1,4 +1,4 @@
-"""python -m gan train|sample|interpolate|evaluate|pegasus: generative adversarial networks and autoencoders."""
+"""python -m gan train|sample|interpolate|evaluate|pegasus|plan: generative adversarial networks and autoencoders."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import tyro
 from gan.acai_config import AUTOENCODERS, AutoencoderConfig, Measurement
 from gan.config import PRESETS, Config, Evaluation
 from lib import config as configs
+from lib import planning
 from lib.run import RunFolder, UserError, check_out, command, dispatch, first_difference, read_json, write_json
 
 _PRESETS = textwrap.fill(f"presets: {', '.join([*PRESETS, *AUTOENCODERS])}", 104, subsequent_indent="  ")
@@ -30,6 +31,7 @@ HELP = f"""usage: python -m gan COMMAND ...
   sample RUN --out FILE         new samples; FILE is .png (a grid) or .npz, or a folder of single images
   interpolate RUN --out PNG     strips between latents, or (--classes) classes; ACAI: between images
   evaluate RUN                  measure a trained run again, with other options if wanted
+  plan PRESET --devices N       what a training step costs on devices that are not here
   evaluate RUN RUN RUN          mean and standard deviation over trainings that differ in the seed
   pegasus RUN... --out DIR      birds that are horses, by generators of cifar10 and ACAI; judged, with a page
 
@@ -333,13 +335,25 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
+def plan(args: Sequence[str]) -> None:
+    def outline(config: Config | AutoencoderConfig):
+        if isinstance(config, AutoencoderConfig):
+            from gan import acai_experiment as lab
+        else:
+            from gan import experiment as lab
+        return lab.outline(config)
+
+    planning.main(args, "gan", {**PRESETS, **AUTOENCODERS}, outline)
+
+
 def _finish(numbers: dict[str, float], folder: RunFolder) -> None:
     from gan import page
 
     _say("\n" + page.summary(numbers) + f"\n\n{folder.path / 'report.html'}")
 
 
-COMMANDS = {"train": train, "sample": sample, "interpolate": interpolate, "evaluate": evaluate, "pegasus": pegasus}
+COMMANDS = {"train": train, "sample": sample, "interpolate": interpolate, "evaluate": evaluate, "pegasus": pegasus,
+            "plan": plan}  # fmt: skip
 
 
 def main(args: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """Checkpoints by Orbax: asynchronous, atomic, and read back only when every byte is as it was saved.
 
-Each checkpoint carries the state and a record: which program wrote it and a CRC of every array. The newest one that
+Each checkpoint carries the state and a record: the shapes and a checksum of every array. The newest one that
 restores wins; a torn one is skipped with a warning; one that belongs to another network is refused.
 """
 
@@ -11,15 +11,17 @@ import logging
 import sys
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from lib.run import UserError
+from lib.shard import fetch
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports there what it also raises, over many lines
 
@@ -30,14 +32,30 @@ def _bytes_of(leaf: Any) -> Any:
     return leaf
 
 
-def checksums(state: Any) -> dict[str, int]:
-    """CRC-32 per array, by path. Arrays that are spread over hosts are left out: no host holds all their bytes."""
-    out = {}
+def checksums(state: Any, kinds: Mapping[str, int | str] | None = None) -> dict[str, int | str]:
+    """A checksum per array, by path: CRC-32 of its bytes, or where it is spread over hosts, none of which holds them
+    all, a sum that the devices compute together, as text. `kinds`: like these, instead.
+    """
+    out: dict[str, int | str] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
-        data = _bytes_of(leaf)
-        if data.is_fully_addressable or data.is_fully_replicated:
-            out[jax.tree_util.keystr(path)] = zlib.crc32(np.ascontiguousarray(np.asarray(data)).tobytes())
+        name, data = jax.tree_util.keystr(path), _bytes_of(leaf)
+        whole = data.is_fully_addressable or data.is_fully_replicated
+        if isinstance(kinds[name], str) if kinds and name in kinds else not whole:
+            out[name] = f"sum {int(_sum(data)):08x}"
+        else:
+            out[name] = zlib.crc32(np.ascontiguousarray(fetch(data)).tobytes())
     return out
+
+
+@jax.jit
+def _sum(x: jax.Array) -> jax.Array:
+    """The bits of each number times an odd number of its place, modulo 2^32: the same however the array is spread."""
+    width = x.dtype.itemsize
+    bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, {1: np.uint8, 2: np.uint16, 4: np.uint32}[width])
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum(bits.astype(jnp.uint32) * (place * np.uint32(2654435762) + np.uint32(1)), dtype=jnp.uint32)
 
 
 def _shapes(state: Any) -> dict[str, str]:
@@ -125,7 +143,7 @@ class Checkpoints:
             _collect_what_orbax_leaves()
             return None  # the hook stays: replies may come at any time from now on
         sys.unraisablehook = hook
-        return state if checksums(state) == record["checksums"] else None
+        return state if checksums(state, record["checksums"]) == record["checksums"] else None
 
     def close(self) -> None:
         self.wait()

@@ -1,4 +1,4 @@
-"""python -m ncsn train|sample|inpaint|colorize|likelihood|evaluate: the command line of score networks."""
+"""python -m ncsn train|sample|inpaint|colorize|likelihood|evaluate|plan: the command line of score networks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from lib import config as configs
+from lib import planning
 from lib.run import RunFolder, UserError, check_out, command, dispatch
 from ncsn.config import PRESETS, SAMPLERS, Config, Evaluation, Sampling
 
@@ -29,6 +30,7 @@ HELP = f"""usage: python -m ncsn COMMAND ...
   colorize RUN IMAGE --out PNG  colours for a grey image
   likelihood RUN                bits per dimension of test images, by the probability-flow ODE
   evaluate RUN                  measure a trained run again, with other options if wanted
+  plan PRESET --devices N       what a training step costs on devices that are not here
 
 {_PRESETS}
 {_SAMPLERS}
@@ -214,6 +216,15 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
+def plan(args: Sequence[str]) -> None:
+    def outline(config: Config):
+        from ncsn import experiment
+
+        return experiment.outline(config)
+
+    planning.main(args, "ncsn", PRESETS, outline)
+
+
 def _finish(numbers: dict[str, float], folder: RunFolder) -> None:
     from ncsn import page
 
@@ -227,6 +238,7 @@ COMMANDS = {
     "colorize": colorize,
     "likelihood": likelihood,
     "evaluate": evaluate,
+    "plan": plan,
 }
 
 

@@ -1,4 +1,4 @@
-"""python -m stylize image|train|apply|video|evaluate|serve: the command line of style transfer."""
+"""python -m stylize image|train|apply|video|evaluate|serve|plan: the command line of style transfer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from lib import config as configs
+from lib import planning
 from lib.run import RunFolder, UserError, check_out, command, dispatch
 from stylize.config import PRESETS, Config, Evaluation, Optimization, Perception
 
@@ -25,6 +26,7 @@ HELP = f"""usage: python -m stylize COMMAND ...
   apply RUN IMAGE... --out PNG|DIR      stylise images with a trained network
   video RUN CLIP --out MP4|GIF          stylise a movie; its sound is kept
   video STYLE CLIP --optimize --out MP4 the same by optimisation of every frame; slow
+  plan PRESET --devices N               what a training step costs on devices that are not here
   evaluate RUN --photos DIR             measure a trained network on photographs, and on --clips
   serve RUN...                          a page in the browser where photographs are stylised
 
@@ -296,6 +298,15 @@ def serve(args: Sequence[str]) -> None:
     app.serve(options, runs, _say)
 
 
+def plan(args: Sequence[str]) -> None:
+    def outline(config: Config):
+        from stylize import training, vgg
+
+        return training.outline(config, vgg.load(config.perception))
+
+    planning.main(args, "stylize", PRESETS, outline)
+
+
 def _check_kept(out: Path, sources: Sequence[Path]) -> None:
     if out.resolve() in {source.resolve() for source in sources}:
         raise UserError(f"{out} is one of the images: choose another --out")
@@ -329,7 +340,8 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-COMMANDS = {"image": image, "train": train, "apply": apply, "video": video, "evaluate": evaluate, "serve": serve}
+COMMANDS = {"image": image, "train": train, "apply": apply, "video": video, "evaluate": evaluate, "serve": serve,
+            "plan": plan}  # fmt: skip
 
 
 def main(args: Sequence[str]) -> None:

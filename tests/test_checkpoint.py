@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
-from lib.checkpoint import Checkpoints
+from lib.checkpoint import Checkpoints, checksums
 from lib.run import UserError
 from lib.shard import make_mesh, place
 from lib.train import init_state
@@ -109,6 +110,30 @@ def test_saved_on_four_devices_restored_on_one(tmp_path):
     got = restore(tmp_path)
     assert_same(got, state_at(5))
     assert got.params["dense"]["bias"].devices() == {jax.devices()[0]}
+
+
+def test_sums_of_arrays_do_not_depend_on_how_they_are_spread_and_notice_every_bit():
+    rng = np.random.default_rng(0)
+    arrays = {
+        "float": jnp.asarray(rng.normal(size=(8, 6)), jnp.float32),
+        "half": jnp.asarray(rng.normal(size=(4, 2, 3)), jnp.bfloat16),
+        "byte": jnp.asarray(rng.integers(0, 255, 12), jnp.uint8),
+        "flag": jnp.asarray([True, False, True, True]),
+        "number": jnp.int32(7),
+    }
+    kinds = dict.fromkeys((f"['{name}']" for name in arrays), "sum")
+    whole = checksums(arrays, kinds)
+    assert all(isinstance(value, str) for value in whole.values())
+    specs = {name: P("data") if x.ndim else P() for name, x in arrays.items()}
+    assert checksums(place(arrays, make_mesh(4), specs), kinds) == whole
+    found = set()
+    for i in range(48):
+        for bit in range(32):
+            bits = np.array(arrays["float"]).reshape(-1)
+            bits.view(np.uint32)[i] ^= np.uint32(1 << bit)
+            changed = arrays | {"float": jnp.asarray(bits).reshape(8, 6)}
+            found.add(checksums(changed, kinds)["['float']"])
+    assert whole["['float']"] not in found
 
 
 # Damage

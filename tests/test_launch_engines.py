@@ -300,6 +300,6 @@ def test_the_status_of_runs(tmp_path, call):
 def test_help(call):
     code, out, _ = call("--help")
     assert code == 0 and len(out.splitlines()) <= 24
-    for name in ("local", "slurm", "kubernetes", "tpu", "sweep", "status", "reproduce", "demo"):
+    for name in ("local", "slurm", "kubernetes", "tpu", "sweep", "status", "plan", "reproduce", "demo"):
         assert f"  {name}" in out
     assert tpu.USAGE.startswith("python -m launch tpu") and sys.executable

@@ -1,4 +1,4 @@
-"""launch/plan.py: presets in shapes, what is read from their compiled steps, and what is refused."""
+"""The commands `plan`: presets in shapes, what is read from their compiled steps, and what is refused."""
 
 import json
 import subprocess
@@ -8,17 +8,23 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from gan import acai_experiment as autoencoders
 from gan import experiment as gans
+from gan.acai_config import AUTOENCODERS
 from gan.config import PRESETS as GANS
 from gan.data import facts as facts_of_gan
 from gan.data import used
-from launch import plan
+from launch import plan as launch_plan
+from lib import planning as plan
 from lib.plan import Machine, Outline
 from lib.run import UserError
 from lib.sources import LABELLED, load_images, shape_of
 from ncsn import experiment as scores
 from ncsn.config import PRESETS as SCORES
 from ncsn.data import facts as facts_of_scores
+from stylize import training as stylings
+from stylize import vgg
+from stylize.config import PRESETS as STYLES
 
 
 def shapes(tree):
@@ -42,15 +48,20 @@ def test_an_outline_has_the_shapes_of_the_training():
     assert shapes(found.batch) == shapes(batch)
 
 
-def test_every_preset_has_an_outline_and_a_name_of_its_own():
-    by_lab = plan._presets()
-    names = [name for presets in by_lab.values() for name in presets]
+@pytest.mark.parametrize(
+    ("lab", "config"),
+    [(scores, SCORES["toy_mixture"]), (gans, GANS["mixture_wgan_gp"]), (autoencoders, AUTOENCODERS["lines_acai"]),
+     (autoencoders, AUTOENCODERS["mnist_acai_32"]), (stylings, STYLES["small"])],
+)  # fmt: skip
+def test_an_outline_is_a_step_that_can_be_taken(lab, config):
+    outline = lab.outline(config, vgg.load(config.perception)) if lab is stylings else lab.outline(config)
+    _, metrics = jax.eval_shape(outline.step, outline.state, outline.batch)
+    assert metrics["loss"].shape == ()
+
+
+def test_presets_of_all_packages_have_names_of_their_own():
+    names = [*SCORES, *GANS, *AUTOENCODERS, *STYLES]
     assert len(set(names)) == len(names)
-    for preset in ("lines_acai", "mnist_acai_32", "small", "mixture_wgan_gp", "toy_mixture"):
-        build, _ = plan.outlined(preset, [])
-        outline = build()
-        _, metrics = jax.eval_shape(outline.step, outline.state, outline.batch)
-        assert metrics["loss"].shape == ()
 
 
 def test_the_shapes_of_known_data():
@@ -81,17 +92,23 @@ def test_accelerators_are_what_the_user_says():
     ("args", "message"),
     [
         (["nothing"], "unknown preset 'nothing': choose from toy_mixture"),
-        (["spring"], "hnn trains seeds that exchange nothing"),
         (["digits_edm", "--devices", "6", "--hosts", "4"], "6 devices do not divide over 4 hosts"),
         (["digits_edm", "--", "--optim.batch-size", "none"], "batch-size"),
     ],
 )
 def test_what_is_refused(args, message):
     with pytest.raises(UserError, match=message):
-        plan.main(args)
+        plan.main(args, "ncsn", SCORES, scores.outline)
 
 
 WIDE = ["--", "--network.width", "512"]
+
+
+def test_the_launcher_knows_the_presets_of_all_packages():
+    with pytest.raises(UserError, match="unknown preset 'nothing': choose from toy_mixture.*lines_acai.*movie"):
+        launch_plan.main(["nothing"])
+    with pytest.raises(UserError, match="usage: python -m launch plan PRESET"):
+        launch_plan.main(["--devices", "8"])
 
 
 def planned(folder, *words):
