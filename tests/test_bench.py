@@ -148,8 +148,15 @@ def test_the_page_of_ratios():
         "variants": {"ours": cycles, "torch contiguous": cycles | {"per_s": 6.0}},
         "ratio": 1.5,
     }
+    scaling = {
+        "step_s": {"half": 0.1, "one": 0.2, "two": 0.21},
+        "predicted_s": {"one": 0.22, "two": 0.23},
+        "prediction_error": {"one": 0.1, "two": 0.11},
+        "images": 16, "weak_scaling": 0.95, "flops_per_s": 2e10, "all_reduce_bytes": 2**20, "all_reduce_s": 0.004,
+    }  # fmt: skip
     text = page(
         {
+            "scaling": scaling,
             "gan": {"cores": 2, "problems": {"dcgan": dcgan}},
             "stylize": {"cores": 2, "problems": {"network": network}, "large": {}},
             "ncsn": {"cores": 2, "problems": {"unet": problem}},
@@ -166,6 +173,8 @@ def test_the_page_of_ratios():
     assert "| torch channels_last | 6.00 | 1.50 |" in text
     assert "| 16 | 256 | 2.00 | 1.60 | 1.25 | 4.0 | 256 | 256 |" in text
     assert "| DCGAN | 1,234 | 64 | 1 | 9.00 | 6.00 | 1.50 | 4.0 | 256 | 256 |" in text
+    assert "| 1 | 200 | 220 | +10% |" in text and "| 2 | 210 | 230 | +11% |" in text
+    assert "a step of two: 0.95" in text and "1.0 MiB reduced in 4.0 ms" in text
     assert "| spring | hnn | 400 | 100 | 4.00 | 160 | 2.50 |" in text
     assert "| spring | 0.500 | 0.100 | 9.00 | 18.0 |" in text
     assert "| EDM's U-Net, Heun's method | torch contiguous | 20.0 | 1.50 | 6.0 | 512 |" in text

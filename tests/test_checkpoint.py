@@ -302,6 +302,34 @@ def test_full_disk_is_one_line_and_leaves_the_older_checkpoint(tiny_disk):
     np.testing.assert_array_equal(got["x"], jax.random.normal(jax.random.key(1), (1000,)))
 
 
+@pytest.mark.parametrize("tiny_disk", [8], indirect=True)
+def test_a_disk_that_becomes_read_only_is_one_line_and_leaves_the_older_checkpoint(tiny_disk):
+    checkpoints = Checkpoints(tiny_disk / "c")
+    save_and_wait(checkpoints, 1)
+    subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
+    try:
+        with pytest.raises(UserError, match=r"cannot save .*Read-only file system"):
+            save_and_wait(checkpoints, 2)
+        assert (tiny_disk / "c" / "1").is_dir() and not (tiny_disk / "c" / "2").exists()
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", tiny_disk], check=True)
+    np.testing.assert_array_equal(restore(tiny_disk / "c", {"x": jnp.zeros(4)})["x"], np.arange(4.0) + 1)
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_made_again_or_told(tmp_path):
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        save_and_wait(checkpoints, 1)
+        shutil.rmtree(tmp_path / "c")
+        save_and_wait(checkpoints, 2)
+    got = restore(tmp_path / "c", {"x": jnp.zeros(4)})
+    np.testing.assert_array_equal(got["x"], np.arange(4.0) + 2)
+
+
+def save_and_wait(checkpoints, step):
+    checkpoints.save(step, {"x": jnp.arange(4.0) + step})
+    checkpoints.wait()
+
+
 TORN = """
 import sys
 from pathlib import Path

@@ -15,7 +15,7 @@ from typing import Any
 from lib.config import parse
 from lib.run import UserError, command, read_json, write_text
 
-BENCHMARKS = ("convolution", "hnn", "ncsn", "inception", "stylize", "gan")
+BENCHMARKS = ("convolution", "hnn", "ncsn", "inception", "stylize", "gan", "scaling")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def page(results: dict[str, Any]) -> str:
             *_inception(results["inception"]),
             *_stylize(results["stylize"]),
             *_gan(results["gan"]),
+            *_scaling(results["scaling"]),
         ]
     )
 
@@ -253,6 +254,26 @@ def _gan(r: dict[str, Any]) -> list[str]:
         first = [GANS[name], f"{recipe['parameters']:,}", str(recipe["batch_size"]), str(recipe["n_critic"])]
         lines.append(_row(first, p))
     return [*lines, ""]
+
+
+def _scaling(r: dict[str, Any]) -> list[str]:
+    step_ms = {kind: f"{1e3 * seconds:.0f}" for kind, seconds in r["step_s"].items()}
+    predicted_ms = {kind: f"{1e3 * seconds:.0f}" for kind, seconds in r["predicted_s"].items()}
+    errors = {kind: f"{error:+.0%}" for kind, error in r["prediction_error"].items()}
+    return [
+        "## Processes",
+        "",
+        f"EDM's U-Net of 32 channels on CIFAR-10's images, {r['images']} of them in each process, which has one core. "
+        f"*Weak scaling*, a step of one process over a step of two: {r['weak_scaling']:.2f}. Predicted as by "
+        f"`launch plan`, from {r['flops_per_s'] / 1e9:.1f} GFLOP/s, measured with half as many images, and "
+        f"{r['all_reduce_bytes'] / 2**20:.1f} MiB reduced in {1e3 * r['all_reduce_s']:.1f} ms.",
+        "",
+        "| processes | ms per step | predicted | error |",
+        "|---|---|---|---|",
+        f"| 1 | {step_ms['one']} | {predicted_ms['one']} | {errors['one']} |",
+        f"| 2 | {step_ms['two']} | {predicted_ms['two']} | {errors['two']} |",
+        "",
+    ]
 
 
 if __name__ == "__main__":
