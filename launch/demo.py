@@ -14,8 +14,8 @@ from lib.run import UserError
 
 RUNS = {
     "hnn": "train demo --out {out}",
-    "ncsn": "train digits_edm --out {out}",
-    "stylize": "image astronaut hubble_deep_field --longest-px 256 --optim.iterations 60 --run {out} --out {out}.png",
+    "ncsn": "train digits_edm --evaluation.samplers dpm_solver:20 --out {out}",
+    "stylize": "image astronaut hubble_deep_field --longest-px 192 --optim.iterations 60 --run {out} --out {out}.png",
 }
 """package: command; on data inside the installed packages"""
 
