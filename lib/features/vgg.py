@@ -92,9 +92,10 @@ def available(params: Mapping[str, Any]) -> list[str]:
 
 def prepared(params: Mapping[str, Any]) -> dict[str, Any]:
     """`params` for many calls of `apply` with the same weights: on the CPU wide kernels also as Winograd's algorithm
-    takes them, eight times the memory. Elsewhere, and where they are narrow, as they were.
+    takes them, eight times the memory. Elsewhere, and where they are narrow, as they were; so are those of a VGG-9,
+    whose programs would be compiled for longer than they run.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or depth_of(params) == 9:
         return dict(params)
     out = dict(params)
     for name in available(params):
