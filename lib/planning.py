@@ -117,7 +117,7 @@ def facts(outline: Outline, found: Cost) -> list[list[str]]:
     return [
         ["examples", f"{outline.rows / found.devices:g} of {outline.rows}"],
         ["operations", f"{found.flops:.3e}"],
-        *([kind, f"{len(found)} of {_bytes(sum(found))} in all"] for kind, found in sizes.items()),
+        *([kind, f"{len(each)} of {_bytes(sum(each))} in all"] for kind, each in sizes.items()),
         *([["collectives", "none"]] if not sizes else []),
         ["parameters and optimiser", _bytes(found.state_bytes)],
         ["state and batch", _bytes(found.argument_bytes)],
@@ -126,11 +126,8 @@ def facts(outline: Outline, found: Cost) -> list[list[str]]:
 
 
 def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    raise AssertionError
+    power = min(int(math.log(count, 1024)), 3) if count >= 1 else 0
+    return f"{count / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def predictions(found: Cost, machines: dict[str, Machine]) -> dict[str, dict[int, float]]:

@@ -65,11 +65,11 @@ def start(cpu_devices: int | None = None, *, convolutions: bool = True) -> None:
     if here:
         cluster.meet(here, cluster.wait_s())
         jax.distributed.initialize(*here, cluster_detection_method="deactivate", shutdown_timeout_seconds=day_s)
+        # Where all fail alike, process 0 goes last: JAX ends by a signal those whose coordinator is gone.
+        OTHERS.wait_s = 2.0 if here.number == 0 else 0.0
     elif cluster.on_tpu_pod():
         jax.distributed.initialize(shutdown_timeout_seconds=day_s)
-    if here or cluster.on_tpu_pod():
-        # Where all fail alike, process 0 goes last: JAX ends by a signal those whose coordinator is gone.
-        OTHERS.wait_s = 2.0 if here and here.number == 0 else 0.0
+        OTHERS.wait_s = 0.0
 
 
 def primary() -> bool:
