@@ -21,7 +21,7 @@ from lib.config import from_json, to_json
 from lib.data import Resident
 from lib.plan import Outline, examples
 from lib.run import RunFolder, UserError, read_json, write_json
-from lib.shard import fetch, make_state
+from lib.shard import fetch, make_state, most_devices
 from lib.sources import Dataset, load_images, shape_of
 from lib.train import State, fit, init_state, make_step
 
@@ -82,10 +82,7 @@ def facts_of(data: Dataset) -> Facts:
 
 def default_devices(config: AutoencoderConfig) -> int:
     """As many as give each of them pairs of images; with other processes all that there are."""
-    if jax.process_count() > 1:
-        return len(jax.devices())
-    pairs = config.autoencoder.batch_size // 2
-    return next(n for n in range(len(jax.devices()), 0, -1) if pairs % n == 0)
+    return most_devices(lambda count: config.autoencoder.batch_size // 2 % count == 0)
 
 
 def check_devices(config: AutoencoderConfig, devices: int) -> None:

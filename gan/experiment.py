@@ -22,7 +22,7 @@ from lib.data import Resident
 from lib.pixels import Pixels
 from lib.plan import Outline, examples
 from lib.run import RunFolder, UserError, read_json, write_json
-from lib.shard import fetch, local_mesh, make_state
+from lib.shard import fetch, local_mesh, make_state, most_devices
 from lib.sources import Dataset, shape_of
 from lib.train import State, Step, fit
 
@@ -73,12 +73,9 @@ def load(config: Config) -> Dataset:
 def default_devices(config: Config) -> int:
     """One CPU device for the small matrix products of points; else as many as divide both batches. With other processes
     all that there are."""
-    if jax.process_count() > 1:
-        return len(jax.devices())
     if config.network.kind == "mlp" and jax.default_backend() == "cpu":
-        return 1
-    divides = lambda n: config.optim.batch_size % n == 0 and config.generator_batch % n == 0  # noqa: E731
-    return next(n for n in range(len(jax.devices()), 0, -1) if divides(n))
+        return most_devices(lambda count: count == 1)
+    return most_devices(lambda count: config.optim.batch_size % count == 0 and config.generator_batch % count == 0)
 
 
 def check_devices(config: Config, devices: int) -> None:

@@ -34,7 +34,7 @@ from lib import checkpoint
 from lib.checkpoint import Checkpoints, restore_finished
 from lib.data import FullBatch, Resident, Source, Windows
 from lib.run import RunFolder, UserError
-from lib.shard import REPLICA, cores, fetch, make_mesh, place
+from lib.shard import REPLICA, cores, fetch, make_mesh, most_devices, place
 from lib.train import Loss, State, fit, init_state, make_step
 
 STEPS_PER_CALL = 100
@@ -228,10 +228,8 @@ def default_devices(config: Config) -> int:
     These programs are too small to be split over a batch (measured: slower on two cores than on one), but seeds are
     independent of each other.
     """
-    available = len(jax.devices())
-    if jax.default_backend() == "cpu" and jax.process_count() == 1:
-        return min(available, cores(), config.seeds)
-    return available
+    at_most = min(cores(), config.seeds) if jax.default_backend() == "cpu" else len(jax.devices())
+    return most_devices(lambda count: count <= at_most)
 
 
 def training_mesh(config: Config, devices: int | None) -> Mesh:

@@ -91,6 +91,14 @@ def make_mesh(devices: int | None = None, axis: str = DATA) -> Mesh:
     return Mesh(chosen, (axis,), axis_types=(AxisType.Auto,))
 
 
+def most_devices(fits: Callable[[int], bool] = lambda count: True) -> int:
+    """How many devices to take where the user names no number: the most that `fits`. With other processes all."""
+    available = len(jax.devices())
+    if jax.process_count() > 1:
+        return available
+    return next(count for count in range(available, 0, -1) if fits(count))
+
+
 def local_mesh() -> Mesh:
     """The devices of this process alone, for work that is not shared with others."""
     return Mesh(np.asarray(jax.local_devices()), (DATA,), axis_types=(AxisType.Auto,))

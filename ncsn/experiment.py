@@ -20,7 +20,7 @@ from lib.data import Resident
 from lib.pixels import Pixels
 from lib.plan import Outline, examples
 from lib.run import RunFolder, read_json, write_json
-from lib.shard import fetch, make_state
+from lib.shard import fetch, make_state, most_devices
 from lib.sources import Dataset, shape_of
 from lib.train import Loss, State, Step, fit, init_state, make_step, warmed_up
 from ncsn import loss as losses
@@ -162,10 +162,10 @@ def start_state(config: Config, model: ScoreModel) -> State:
     return init_state(model.init(init_key), optimizer(config), step_key, ema=True)
 
 
-def default_devices(config: Config) -> int | None:
+def default_devices(config: Config) -> int:
     """One CPU device for the small matrix products of points; all devices for all else, and with other processes."""
     small = config.network.kind == "mlp" and jax.default_backend() == "cpu"
-    return 1 if small and jax.process_count() == 1 else None
+    return most_devices(lambda count: count == 1 or not small)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from lib.checkpoint import Checkpoints, check_finished, restore_finished
 from lib.data import Beside, Resident
 from lib.plan import Outline
 from lib.run import RunFolder, UserError
-from lib.shard import DATA, example_keys, fetch, make_mesh, make_state
+from lib.shard import DATA, example_keys, fetch, make_mesh, make_state, most_devices
 from lib.train import Loss, Metrics, State, fit, init_state, make_step
 from stylize import data
 from stylize.config import Config
@@ -250,9 +250,7 @@ def choose_mesh(config: Config, devices: int | None) -> Mesh:
     Raises UserError where there are not so many, and where the batch does not divide.
     """
     size = config.optim.batch_size
-    if devices is None and jax.process_count() == 1:
-        devices = max(n for n in range(1, jax.device_count() + 1) if size % n == 0)
-    mesh = make_mesh(devices)
+    mesh = make_mesh(most_devices(lambda count: size % count == 0) if devices is None else devices)
     if size % mesh.size:
         raise UserError(f"{size} photographs do not divide evenly over {mesh.size} devices: change optim.batch-size")
     return mesh
