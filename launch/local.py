@@ -23,7 +23,7 @@ from typing import BinaryIO
 
 from launch import jobs
 from lib.config import parse
-from lib.run import UserError
+from lib.run import UserError, tell
 
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.05
@@ -108,7 +108,7 @@ def _supervise(
 def _tell(number: int, count: int, status: int) -> None:
     name = signal.Signals(status - 128).name if status - 128 in signal.valid_signals() else None
     how = f"was ended by {name}" if name else f"ended with exit code {status}"
-    print(f"launch: process {number} of {count} {how}; the others are asked to end", file=sys.stderr, flush=True)
+    tell(f"launch: process {number} of {count} {how}; the others are asked to end")
 
 
 def _free_port() -> int:

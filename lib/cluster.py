@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, NoReturn
 
-from lib.run import EXIT_PREEMPTED, UserError, seconds_of
+from lib.run import EXIT_PREEMPTED, UserError, seconds_of, tell
 
 WAIT_VARIABLE = "GRADIENT_FIELDS_WAIT_S"
 """how long processes wait for each other at the start, and for a step of training; seconds"""
@@ -215,5 +215,5 @@ def losing_a_peer_ends() -> Iterator[None]:
 def leave(message: str) -> NoReturn:
     """Ends this process without waiting for anybody."""
     sys.stdout.flush()
-    print(f"stopped: {message}; --resume goes on from the newest checkpoint", file=sys.stderr, flush=True)
+    tell(f"stopped: {message}; --resume goes on from the newest checkpoint")
     os._exit(EXIT_PREEMPTED)

@@ -184,9 +184,17 @@ def dispatch(commands: Mapping[str, Callable[[Sequence[str]], None]], usage: str
         raise UserError(f"unknown command {args[0]!r}: choose from {', '.join(commands)}")
 
 
+def tell(line: str) -> None:
+    """A line on stderr, in one write: what other processes say cannot fall into it. (An unbuffered `print` writes the
+    end of the line by itself.)
+    """
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
 def _fail(message: str, code: int) -> int:
     sys.stdout.flush()
-    print(f"{'error' if code == EXIT_USER_ERROR else 'stopped'}: {' '.join(message.split())}", file=sys.stderr)
+    tell(f"{'error' if code == EXIT_USER_ERROR else 'stopped'}: {' '.join(message.split())}")
     return code
 
 

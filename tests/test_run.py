@@ -354,6 +354,18 @@ def test_a_time_to_save_that_is_none():
     assert done.returncode == 2 and "GRADIENT_FIELDS_SAVE_S must be a positive number of seconds" in done.stderr
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_line_of_an_error_is_one_write(unbuffered):
+    """What several processes say to one stderr stays apart. In its packet mode a pipe keeps writes apart."""
+    source, target = os.pipe2(os.O_DIRECT)
+    variables = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    subprocess.run([sys.executable, "-c", COMMAND, "user"], cwd=ROOT, env=variables, stdout=subprocess.DEVNULL,
+                   stderr=target, timeout=30, check=False)  # fmt: skip
+    os.close(target)
+    with os.fdopen(source, "rb", buffering=0) as pipe:
+        assert pipe.read(1000) == b"error: negative dt: use dt > 0\n"
+
+
 def test_a_bug_is_not_hidden():
     arguments = [sys.executable, "-c", COMMAND, "bug"]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from lib.features.net import FeatureNet
 from lib.metrics.images import Images
 from lib.metrics.statistics import SAMPLE_SEED, SPLITS, Statistics
+from lib.run import tell
 
 VERSION = 1
 """changed whenever the same images and weights would give other statistics"""
@@ -75,7 +75,7 @@ def save(path: Path, statistics: Statistics) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        print(f"warning: statistics are not kept: {path}: {error.strerror}", file=sys.stderr)
+        tell(f"warning: statistics are not kept: {path}: {error.strerror}")
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
