@@ -13,7 +13,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,10 @@ def _shapes(state: Any) -> dict[str, str]:
 class Checkpoints:
     """The checkpoints of one model in one folder. Close it, or use it as a context manager."""
 
+    _saving: ClassVar[Checkpoints | None] = None
+    """Whose save may not be on disk yet. Processes meet at barriers that Orbax names alike for all folders: of two that
+    are saved at the same time, one would find the barrier of the other."""
+
     def __init__(self, folder: Path, *, keep: int = 2):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self.folder = folder.absolute()
@@ -76,7 +80,14 @@ class Checkpoints:
             raise UserError(f"cannot write checkpoints to {folder}: {error.strerror}") from None
 
     def save(self, step: int, state: Any) -> None:
-        """Starts saving; returns once the arrays are copied. Raises UserError where an earlier save failed."""
+        """Starts saving; returns once the arrays are copied. Raises UserError where an earlier save failed.
+
+        A save to another folder that has not ended is waited for.
+        """
+        other = Checkpoints._saving
+        if other is not None and other is not self:
+            other.wait()
+        Checkpoints._saving = self
         record = {"shapes": _shapes(state), "checksums": checksums(state)}
         try:
             while self._damaged:  # whoever only reads deletes nothing
@@ -146,6 +157,8 @@ class Checkpoints:
         return state if checksums(state, record["checksums"]) == record["checksums"] else None
 
     def close(self) -> None:
+        if Checkpoints._saving is self:
+            Checkpoints._saving = None
         self.wait()
         self._manager.close()
 

@@ -269,8 +269,8 @@ def _place(tree: Any, mesh: Mesh, spec: P) -> Any:
             # Typed keys cannot be put onto other processes' devices, their bits can.
             bits = jax.device_put(np.asarray(jax.random.key_data(x)), sharding)
             return _wrap_keys(jax.random.key_impl(x), sharding)(bits)
-        if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            x = np.asarray(x)  # replicated over hosts: each has it all
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable and sharding.is_fully_addressable):
+            x = np.asarray(x)  # each process has all of it; Orbax cannot save what JAX makes of device arrays here
         return jax.device_put(x, sharding)
 
     return jax.tree.map(put, tree)

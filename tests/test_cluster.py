@@ -208,9 +208,31 @@ sys.exit(command(main))
 """
 
 
-def start(tmp_path, out, steps, processes=2):
+TWO_FOLDERS = """
+import sys
+from pathlib import Path
+import jax.numpy as jnp
+from lib import shard
+from lib.checkpoint import Checkpoints
+from lib.run import command
+
+def main(args):
+    out, count = Path(args[0]), int(args[1])
+    shard.start(cpu_devices=1)
+    with Checkpoints(out / "last") as last, Checkpoints(out / "best", keep=1) as best:
+        for step in range(count):
+            state = shard.place({"w": jnp.full(4, step)}, shard.make_mesh())
+            last.save(step, state)
+            best.save(step, state)
+    print(f"{last.steps()} {best.steps()}\\n", end="", flush=True)  # one write
+
+sys.exit(command(main))
+"""
+
+
+def start(tmp_path, out, steps, processes=2, script=TRAINING):
     out.mkdir(exist_ok=True)
-    (tmp_path / "train.py").write_text(TRAINING)
+    (tmp_path / "train.py").write_text(script)
     variables = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path), cluster.WAIT_VARIABLE: "20"}
     words = [sys.executable, str(tmp_path / "train.py"), str(out), str(steps)]
     return subprocess.Popen(
@@ -251,3 +273,11 @@ def finished(run):
     with run:
         _, err = run.communicate(timeout=120)
         return run.returncode, err
+
+
+@pytest.mark.slow
+def test_two_folders_are_saved_at_once(tmp_path):
+    """As a GAN saves its last and its best generator; without waiting, some saves meet at one barrier."""
+    run = start(tmp_path, tmp_path / "run", 20, script=TWO_FOLDERS)
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 0 and "[18, 19] [19]" in out.splitlines(), err
