@@ -131,6 +131,7 @@ class Others:
         if self.wait_s is not None:
             sys.stdout.flush()
             sys.stderr.flush()
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))  # it ends anyway
             time.sleep(self.wait_s)
             os._exit(code)
 
@@ -149,6 +150,12 @@ def command(entry: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         raise
     if code == EXIT_USER_ERROR:
         OTHERS.leave(code)
+        # After a save that failed, threads of Orbax's go on waiting for it, ten minutes each: Python would join them.
+        others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+        if argv is None and not all(thread.daemon for thread in others):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
     return code
 
 
