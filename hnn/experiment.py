@@ -228,8 +228,7 @@ def default_devices(config: Config) -> int:
     These programs are too small to be split over a batch (measured: slower on two cores than on one), but seeds are
     independent of each other.
     """
-    at_most = min(cores(), config.seeds) if jax.default_backend() == "cpu" else len(jax.devices())
-    return most_devices(lambda count: count <= at_most)
+    return most_devices(lambda count: jax.default_backend() != "cpu" or count <= min(cores(), config.seeds))
 
 
 def training_mesh(config: Config, devices: int | None) -> Mesh:

@@ -15,13 +15,12 @@ import contextlib
 import os
 import re
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, NoReturn
 
-from lib.run import EXIT_PREEMPTED, UserError, seconds_of, tell
+from lib.run import EXIT_PREEMPTED, UserError, end, seconds_of, tell
 
 WAIT_VARIABLE = "GRADIENT_FIELDS_WAIT_S"
 """how long processes wait for each other at the start, and for a step of training; seconds"""
@@ -214,6 +213,5 @@ def losing_a_peer_ends() -> Iterator[None]:
 
 def leave(message: str) -> NoReturn:
     """Ends this process without waiting for anybody."""
-    sys.stdout.flush()
     tell(f"stopped: {message}; --resume goes on from the newest checkpoint")
-    os._exit(EXIT_PREEMPTED)
+    end(EXIT_PREEMPTED)

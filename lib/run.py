@@ -26,7 +26,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75
@@ -129,14 +129,19 @@ class Others:
     def leave(self, code: int) -> None:
         """Ends this process where there are others."""
         if self.wait_s is not None:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))  # it ends anyway
-            time.sleep(self.wait_s)
-            os._exit(code)
+            end(code, self.wait_s)
 
 
 OTHERS = Others()
+
+
+def end(code: int, after_s: float = 0.0) -> NoReturn:
+    """Ends this process, signals or not, without waiting for its threads or for other processes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    time.sleep(after_s)
+    os._exit(code)
 
 
 def command(entry: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
@@ -153,9 +158,7 @@ def command(entry: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         # After a save that failed, threads of Orbax's go on waiting for it, ten minutes each: Python would join them.
         others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
         if argv is None and not all(thread.daemon for thread in others):
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+            end(code)
     return code
 
 
@@ -193,14 +196,14 @@ def dispatch(commands: Mapping[str, Callable[[Sequence[str]], None]], usage: str
 
 def tell(line: str) -> None:
     """A line on stderr, in one write: what other processes say cannot fall into it. (An unbuffered `print` writes the
-    end of the line by itself.)
+    end of the line by itself.) What was printed before comes first.
     """
+    sys.stdout.flush()
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stdout.flush()
     tell(f"{'error' if code == EXIT_USER_ERROR else 'stopped'}: {' '.join(message.split())}")
     return code
 

@@ -91,7 +91,7 @@ def make_mesh(devices: int | None = None, axis: str = DATA) -> Mesh:
     return Mesh(chosen, (axis,), axis_types=(AxisType.Auto,))
 
 
-def most_devices(fits: Callable[[int], bool] = lambda count: True) -> int:
+def most_devices(fits: Callable[[int], bool]) -> int:
     """How many devices to take where the user names no number: the most that `fits`. With other processes all."""
     available = len(jax.devices())
     if jax.process_count() > 1:

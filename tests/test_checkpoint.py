@@ -306,6 +306,7 @@ def test_a_full_or_read_only_disk_is_one_line_and_leaves_the_older_checkpoint(ti
     assert done.returncode == 2
     assert done.stderr.startswith("error: cannot save") and done.stderr.count("\n") == 1, done.stderr
     assert kind == "full" or "Read-only file system" in done.stderr
+    assert (tiny_disk / "c" / "1").is_dir() and not (tiny_disk / "c" / "2").exists()
     with Checkpoints(tiny_disk / "c") as checkpoints:
         got = checkpoints.restore({"x": jnp.zeros(1000)})
     np.testing.assert_array_equal(got["x"], jax.random.normal(jax.random.key(1), (1000,)))
