@@ -13,16 +13,16 @@ from lib.run import UserError
 from stylize import movies
 from stylize.apply import Stylizer
 from stylize.evaluate import Judge, Picture
-from stylize.flow import warping_error
+from stylize.flow import warping_errors
 from stylize.movie import stylize_movie
 from stylize.training import Trained
 from stylize.vgg import LossNetwork
 
 PROTOCOL = (
     "Movies: CLIP.E_warp is the mean squared difference (pixels in [0, 1]) of each frame to the next one brought to "
-    "its place, where the motion is reliable; motion of the input by Farneback's method, while the network's memory "
-    "uses DIS. CLIP.per_frame: the same network without its memory. CLIP.input: the clip itself. E_warp_5: five frames "
-    "apart. objective, style, content: of every tenth frame."
+    "its place, where the motion is reliable (reliable_share: of the pixels); motion of the input by Farneback's "
+    "method, while the network's memory uses DIS. CLIP.per_frame: the same network without its memory. CLIP.input: the "
+    "clip itself. E_warp_5: five frames apart. objective, style, content: of every tenth frame."
 )
 _EVERY, _FAR = 10, 5
 
@@ -48,36 +48,29 @@ def evaluate(
     clip, name = movies.probe(path), _name(path)
     stylize, judge = Stylizer(trained, mesh), Judge(trained, network, mesh, style)
     mix = stylize.mix([float(i == style) for i in range(len(trained.config.styles))])
-    numbers: dict[str, float] = {}
-    pictures: list[Picture] = []
     ways = {f"{name}.per_frame": False} | ({name: True} if trained.config.network.memory else {})
+    made = {key: out / f"{key}.{trained.styles[style]}.mp4" for key in ways}
     out.mkdir(parents=True, exist_ok=True)
     for key, memory in ways.items():
         say(f"stylising {path.name}{'' if memory else ', frame by frame'}")
-        target = out / f"{key}.{trained.styles[style]}.mp4"
-        stylize_movie(clip, target, lambda x, before, mask: stylize(x, mix, before, mask), flow=memory)
-        numbers |= _measured(key, target, path, judge)
-        pictures.append(_frames(target, out / f"{key}.png"))
-    numbers[f"{name}.input.E_warp"] = warping_error(_images(path), _images(path)).error
-    return numbers, pictures, PROTOCOL
+        stylize_movie(clip, made[key], lambda x, before, mask: stylize(x, mix, before, mask), flow=memory)
+    say(f"measuring {path.name}")
+    sources = {**made, f"{name}.input": path}
+    numbers: dict[str, float] = {}
+    for label, gap in {"": 1, f"_{_FAR}": _FAR}.items():
+        found = warping_errors([_images(source) for source in sources.values()], _images(path), gap=gap)
+        numbers |= {f"{key}.E_warp{label}": one.error for key, one in zip(sources, found, strict=True)}
+        numbers[f"{name}.input.reliable_share{label}"] = found[0].reliable_share
+    for key, movie in made.items():
+        numbers |= _objective(key, movie, path, judge)
+    return numbers, [_frames(movie, out / f"{key}.png") for key, movie in made.items()], PROTOCOL
 
 
-def _measured(key: str, made: Path, source: Path, judge: Judge) -> dict[str, float]:
-    near = warping_error(_images(made), _images(source))
-    far = warping_error(_images(made), _images(source), gap=_FAR)
-    rows = [
-        judge(image, photo)
-        for k, (image, photo) in enumerate(zip(_images(made), _images(source), strict=True))
-        if k % _EVERY == 0
-    ]
+def _objective(key: str, made: Path, source: Path, judge: Judge) -> dict[str, float]:
+    frames = enumerate(zip(_images(made), _images(source), strict=True))
+    rows = [judge(image, photo) for k, (image, photo) in frames if k % _EVERY == 0]
     return {
-        f"{key}.E_warp": near.error,
-        f"{key}.E_warp_{_FAR}": far.error,
-        f"{key}.reliable_share": near.reliable_share,
-        **{
-            f"{key}.{metric}": float(np.mean([row[metric] for row in rows]))
-            for metric in ("objective", "style", "content")
-        },
+        f"{key}.{metric}": float(np.mean([row[metric] for row in rows])) for metric in ("objective", "style", "content")
     }
 
 

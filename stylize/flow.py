@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -106,24 +106,38 @@ def warping_error(
     of the input, warping_error(inputs, inputs), and look at the style too. Holds `gap` pairs of frames in memory.
     Raises UserError where the numbers or the sizes of frames differ, and where there is no pair.
     """
+    return warping_errors([outputs], inputs, flow=flow, gap=gap)[0]
+
+
+def warping_errors(
+    movies: Sequence[Iterable[np.ndarray]], inputs: Iterable[np.ndarray], *, flow: Flow = farneback, gap: int = 1
+) -> list[WarpingError]:
+    """`warping_error` of several movies made of one input, whose motion is found once for all of them."""
     if gap < 1:
         raise ValueError(f"a gap of {gap} frames")
-    errors, shares = [], []
-    past: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=gap)
-    for output, frame in itertools.zip_longest(outputs, inputs):
-        if output is None or frame is None:
+    errors: list[list[float]] = [[] for _ in movies]
+    shares = []
+    past: deque[tuple[np.ndarray, ...]] = deque(maxlen=gap)
+    for outputs in itertools.zip_longest(*movies, inputs):
+        if any(output is None for output in outputs):
             raise UserError("the stylised movie and its input have different numbers of frames")
-        if output.shape != frame.shape:
-            raise UserError(f"frames of the stylised movie are {output.shape[:2]} px, of its input {frame.shape[:2]}")
+        *outputs, frame = outputs
+        for output in outputs:
+            if output.shape != frame.shape:
+                raise UserError(
+                    f"frames of the stylised movie are {output.shape[:2]} px, of its input {frame.shape[:2]}"
+                )
         if len(past) == gap:
-            earlier_output, earlier = past[0]
+            *earlier_outputs, earlier = past[0]
             motion = flow(earlier, frame)
             mask = reliable(motion, flow(frame, earlier))
-            difference = (warp(output, motion)[0] - earlier_output) / 2  # from [-1, 1] to [0, 1]
             shares.append(mask.mean())
-            if mask.any():
-                errors.append(np.square(difference, dtype=np.float64).mean(-1)[mask].mean())
-        past.append((output, frame))
+            for found, output, earlier_output in zip(errors, outputs, earlier_outputs, strict=True):
+                difference = (warp(output, motion)[0] - earlier_output) / 2  # from [-1, 1] to [0, 1]
+                if mask.any():
+                    found.append(np.square(difference, dtype=np.float64).mean(-1)[mask].mean())
+        past.append((*outputs, frame))
     if not shares:
         raise UserError(f"a warping error over {gap} frames needs at least {gap + 1} of them")
-    return WarpingError(float(np.mean(errors)) if errors else math.nan, float(np.mean(shares)), len(shares))
+    share = float(np.mean(shares))
+    return [WarpingError(float(np.mean(found)) if found else math.nan, share, len(shares)) for found in errors]

@@ -3,10 +3,16 @@
 import contextlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from lib.features import vgg
+from lib import config as configs
+from lib import images
+from lib.checkpoint import Checkpoints
+from lib.features import vgg, weights
+from lib.run import RunFolder
+from stylize import training
 from stylize.vgg import LossNetwork
 
 WIDTHS = (4, 6, 8, 8)
@@ -39,6 +45,27 @@ def tiny_vgg(seed=0):
 
 def tiny_network(style=("relu1_1", "relu2_1", "relu3_1"), content=("relu3_1",)):
     return LossNetwork(tiny_vgg(), "0" * 64, tuple(style), tuple(content), "average")
+
+
+def write_photos(folder, *sizes):
+    """Photographs 0.png, 1.png, ... of these heights and widths."""
+    for k, size in enumerate(sizes):
+        images.write(folder / f"{k}.png", smooth(k, *size))
+
+
+def write_vgg(desk):
+    """vgg.safetensors, for --perception.weights."""
+    weights.write(desk / "vgg.safetensors", weights.flat(tiny_vgg()))
+
+
+def write_runs(desk, config):
+    """Runs as training leaves them, with their initial weights: `run`, and `stopped` a step before its end."""
+    state = training.start_state(config)
+    for name, steps in {"run": config.optim.steps, "stopped": config.optim.steps - 1}.items():
+        with RunFolder.start(desk / name, "stylize", configs.to_json(config), resume=False):
+            pass
+        with Checkpoints(desk / name / "checkpoints" / training.NAME) as checkpoints:
+            checkpoints.save(steps, state.replace(step=jnp.int32(steps)))
 
 
 @contextlib.contextmanager

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from lib import images
-from lib.features import weights
-from tests.stylize_cases import smooth, tiny_vgg
+from tests.stylize_cases import smooth, write_photos, write_vgg
 
 pytestmark = pytest.mark.slow  # processes that compile whole trainings; `make test-slow`
 
@@ -40,10 +39,9 @@ AGAIN = {"hnn": "evaluate", "ncsn": "evaluate", "gan": "evaluate", "stylize": "a
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
     desk = tmp_path_factory.mktemp("desk")
-    for k, size in enumerate([(40, 50), (64, 40), (48, 96)]):
-        images.write(desk / "photos" / f"{k}.png", smooth(k, *size))
+    write_photos(desk / "photos", (40, 50), (64, 40), (48, 96))
     images.write(desk / "style.png", smooth(3, 24, 32))
-    weights.write(desk / "vgg.safetensors", weights.flat(tiny_vgg()))
+    write_vgg(desk)
     return desk
 
 

@@ -13,22 +13,18 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from lib import config as configs
 from lib import images
-from lib.checkpoint import Checkpoints
-from lib.features import weights
 from lib.run import RunFolder, UserError
 from lib.shard import make_mesh
 from stylize import app, optimize, training
 from stylize.__main__ import main
 from stylize.config import Config, Network, Optim, Optimization, Perception
 from stylize.training import Trained
-from tests.stylize_cases import smooth, tiny_network, tiny_vgg
+from tests.stylize_cases import smooth, tiny_network, write_runs, write_vgg
 
 pytestmark = pytest.mark.slow  # long; `make test-slow`
 
@@ -48,13 +44,8 @@ ADAM = Optimization("adam", iterations=(5,), smallest_px=64)
 def desk(tmp_path_factory):
     """A finished run with its initial weights, an unfinished one, weights of a loss network, and images."""
     desk = tmp_path_factory.mktemp("desk")
-    state = training.start_state(CONFIG)
-    for name, steps in {"run": 2, "stopped": 1}.items():
-        with RunFolder.start(desk / name, "stylize", configs.to_json(CONFIG), resume=False):
-            pass
-        with Checkpoints(desk / name / "checkpoints" / training.NAME) as checkpoints:
-            checkpoints.save(steps, state.replace(step=jnp.int32(steps)))
-    weights.write(desk / "vgg.safetensors", weights.flat(tiny_vgg()))
+    write_runs(desk, CONFIG)
+    write_vgg(desk)
     images.write(desk / "run" / "styles" / "wave.png", smooth(1, 30, 60))
     for name, height, width in (("photo", 37, 50), ("long", 20, 90), ("dot", 1, 1), ("strip", 4, 60)):
         images.write(desk / f"{name}.png", smooth(2, height, width))

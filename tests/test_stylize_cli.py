@@ -15,7 +15,6 @@ from PIL import Image
 
 from lib import config as configs
 from lib import images
-from lib.checkpoint import Checkpoints
 from lib.features import weights
 from lib.run import RunFolder
 from stylize import apply, training
@@ -23,7 +22,7 @@ from stylize.__main__ import main
 from stylize.commands import outputs
 from stylize.config import Config, Network, Optim, Perception
 from stylize.writer import Writer
-from tests.stylize_cases import smooth, tiny_vgg
+from tests.stylize_cases import smooth, write_photos, write_runs, write_vgg
 
 ROOT = Path(__file__).resolve().parents[1]
 VGG = (
@@ -42,14 +41,7 @@ TRAIN = f"--photos photos --out R {SMALL} {VGG}"
 OPTIMIZE = f"--optimize --optim.iterations 1 {VGG}"
 
 
-def write_runs(desk):
-    """Runs as training leaves them, with their initial weights: `run`, and `stopped` before its end."""
-    state = training.start_state(CONFIG)
-    for name, steps in {"run": 2, "stopped": 1}.items():
-        with RunFolder.start(desk / name, "stylize", configs.to_json(CONFIG), resume=False):
-            pass
-        with Checkpoints(desk / name / "checkpoints" / training.NAME) as checkpoints:
-            checkpoints.save(steps, state.replace(step=jnp.int32(steps)))
+def write_other_runs(desk):
     others = {"untrained": "stylize", "other": "ncsn", "image.run": "stylize.image", "clip.frames": "stylize.video"}
     for name, package in others.items():
         with RunFolder.start(desk / name, package, configs.to_json(CONFIG), resume=False):
@@ -84,8 +76,7 @@ def template(tmp_path_factory):
     images.write(desk / "other.png", smooth(2, 16, 24))
     images.write(desk / "dot.png", smooth(3, 1, 1))
     images.write(desk / "thin.png", smooth(4, 1, 40))
-    for k in range(3):
-        images.write(desk / "photos" / f"{k}.png", smooth(k, 40, 50))
+    write_photos(desk / "photos", *[(40, 50)] * 3)
     shutil.copytree(desk / "photos", desk / "mixed")
     (desk / "mixed" / "3.jpg").write_text("no image")
     for name in ("a", "b"):
@@ -97,9 +88,10 @@ def template(tmp_path_factory):
     (desk / "text.jpg").write_text("no image")
     (desk / "void.png").touch()
     (desk / "cut.png").write_bytes((desk / "photo.png").read_bytes()[:200])
-    weights.write(desk / "vgg.safetensors", weights.flat(tiny_vgg()))
+    write_vgg(desk)
     weights.write(desk / "odd.safetensors", {"conv1_1/kernel": np.zeros((3, 3, 3, 4), np.float32)})
-    write_runs(desk)
+    write_runs(desk, CONFIG)
+    write_other_runs(desk)
     write_clips(desk)
     return desk
 

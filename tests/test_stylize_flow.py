@@ -157,6 +157,20 @@ def test_warping_error_of_a_known_difference():
     assert (error, share, pairs) == (pytest.approx(9 * exact, rel=1e-3), pytest.approx(1 - 9 / WIDTH), 1)
 
 
+def test_several_movies_share_the_motion_of_their_input():
+    inputs = [view(WORLD, 2 * i, -i) for i in range(4)]
+    movies = [[-0.5 * image for image in inputs], [inputs[0]] * 4]
+    calls = []
+
+    def counted(first, second):
+        calls.append(1)
+        return flow.dis(first, second)
+
+    together = flow.warping_errors([iter(movie) for movie in movies], inputs, flow=counted)
+    assert together == [flow.warping_error(movie, inputs, flow=flow.dis) for movie in movies]
+    assert len(calls) == 6
+
+
 def test_warping_error_without_a_reliable_pixel():
     frames = [view(WORLD, 0, 0)] * 3
     error, share, pairs = flow.warping_error(frames, frames, flow=lambda first, second: constant(999, 0, HEIGHT, WIDTH))

@@ -11,7 +11,6 @@ import pytest
 
 from lib import config as configs
 from lib import images, shard
-from lib.features import weights
 from lib.run import SIGNALS, RunFolder, UserError
 from lib.shard import make_mesh
 from stylize import data, training
@@ -19,7 +18,7 @@ from stylize.__main__ import main
 from stylize.apply import Stylizer
 from stylize.config import PRESETS, Config, Optim
 from stylize.evaluate import _reached, border_contrast, spectral_peak
-from tests.stylize_cases import compiled_once, smooth, tiny_vgg
+from tests.stylize_cases import compiled_once, smooth, write_photos, write_vgg
 
 pytestmark = pytest.mark.slow  # long; `make test-slow`
 
@@ -37,12 +36,11 @@ TRAIN = (
 def desk(tmp_path_factory):
     """A folder with photographs, styles, weights, and the run R, of four devices."""
     desk = tmp_path_factory.mktemp("desk")
-    for k, size in enumerate([(40, 50), (64, 40), (32, 96)]):
-        images.write(desk / "photos" / f"{k}.png", smooth(k, *size))
+    write_photos(desk / "photos", (40, 50), (64, 40), (32, 96))
     images.write(desk / "style.png", smooth(3, 24, 32))
     images.write(desk / "other.png", smooth(4, 30, 20) ** 3)
     images.write(desk / "photo.png", smooth(5, 32, 48))
-    weights.write(desk / "vgg.safetensors", weights.flat(tiny_vgg()))
+    write_vgg(desk)
     with pytest.MonkeyPatch.context() as patch, compiled_once(tmp_path_factory.mktemp("cache")):
         patch.chdir(desk)
         patch.setattr(shard, "start", lambda: None)
