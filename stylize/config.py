@@ -227,7 +227,7 @@ PRESETS: dict[str, Config] = {
     # Two hours on two cores; the released networks of Johnson et al. with instance normalisation are as narrow.
     "small": _SMALL,
     "movie": replace(
-        _SMALL, network=replace(_SMALL.network, memory=True), optim=replace(_SMALL.optim, temporal_weight=10.0)
+        _SMALL, network=replace(_SMALL.network, memory=True), optim=replace(_SMALL.optim, temporal_weight=50.0)
     ),
     # 40,000 steps of 4 photographs at 256 pixels, for a GPU.
     "full": Config(optim=Optim(steps=40_000)),

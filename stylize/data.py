@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,14 +87,28 @@ def crop(image: jax.Array, key: jax.Array, size: int) -> jax.Array:
 def camera(key: jax.Array, size: int) -> jax.Array:
     """Where each pixel of the next frame was in this one: [size, size, 2] rows and columns, in pixels.
 
-    A shift of up to 8 % and a zoom of up to 5 % (fast-artistic-videos trains on such stills instead of videos).
+    A shift of up to 8 % and a zoom of up to 5 % (fast-artistic-videos trains on such stills instead of videos), most of
+    the time much less.
     """
-    shift_key, zoom_key = jax.random.split(key)
-    shift = jax.random.uniform(shift_key, (2,), minval=-0.08, maxval=0.08) * size
-    zoom = 1 + jax.random.uniform(zoom_key, (), minval=-0.05, maxval=0.05)
+    speed_key, shift_key, zoom_key = jax.random.split(key, 3)
+    speed = jax.random.uniform(speed_key) ** 2
+    shift = jax.random.uniform(shift_key, (2,), minval=-0.08, maxval=0.08) * size * speed
+    zoom = 1 + jax.random.uniform(zoom_key, (), minval=-0.05, maxval=0.05) * speed
     centre = (size - 1) / 2
     grid = jnp.stack(jnp.meshgrid(jnp.arange(size), jnp.arange(size), indexing="ij"), -1).astype(jnp.float32)
     return (grid - centre) * zoom + centre + shift
+
+
+def film_noise(key: jax.Array, size: int) -> jax.Array:
+    """[size, size, 3]: half pixel by pixel, half in blocks of four as compression leaves it, of a random strength.
+
+    A standard deviation of up to 0.05, 6 of 255 levels.
+    """
+    strength_key, fine_key, coarse_key = jax.random.split(key, 3)
+    fine = jax.random.normal(fine_key, (size, size, 3))
+    coarse = jax.random.normal(coarse_key, (-(-size // 4), -(-size // 4), 3))
+    coarse = jnp.repeat(jnp.repeat(coarse, 4, 0), 4, 1)[:size, :size]
+    return 0.05 * jax.random.uniform(strength_key) * (fine + coarse) / math.sqrt(2)
 
 
 def warp(image: jax.Array, at: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -35,6 +35,8 @@ _STEPS_PER_CALL = 5
 _MARGIN = 1.25  # squares of photographs are by default this much larger than the crops that are cut out of them
 _BEYOND_WEIGHT = 10.0  # of the squares of what is beyond black and white
 _IDENTITY_WEIGHT = 5.0  # of the squared error of pixels that are to stay as they are
+_FRAMES_BEFORE = 2  # that a network with a memory makes before the one that it learns from: it is to see its own work
+_CUTS = 0.25  # share of frames without one before
 
 
 def build_model(config: Config) -> TransferNet:
@@ -87,6 +89,9 @@ def photo_px(config: Config) -> int:
 def build_loss(config: Config, network: LossNetwork, side: int) -> Loss:
     """`loss(params, batch, key)` with batch {"image": uint8 [b, s, s, 3], "vgg": params, "grams": {layer: [styles,
     c, c]}}: crops [side, side] of the photographs in styles drawn at random, some of them in none.
+
+    With a memory, what is learned from is the third frame of a camera that moves over the photograph. Every frame has
+    noise of its own, as in compressed movies: without it, a network that does not look back would hardly flicker.
     """
     model, optim, options = build_model(config), config.optim, config.perception
     styles, relative = len(config.styles), config.perception.scale == "relative"
@@ -101,13 +106,16 @@ def build_loss(config: Config, network: LossNetwork, side: int) -> Loss:
         def network_of(x: jax.Array, before: jax.Array | None = None) -> jax.Array:
             return model.apply({"params": params}, x, mix, before)
 
-        before = None
+        clean, before = x, None
         if config.network.memory:
-            shown = jnp.clip(jax.lax.stop_gradient(network_of(x)), -1, 1)  # as a movie's frames are
-            x, before = _next_frame(x, shown, keys[:, 3])
+            for k in range(_FRAMES_BEFORE):
+                frame_keys = jax.vmap(lambda key, k=k: jax.random.split(jax.random.fold_in(key, k)))(keys[:, 3])
+                shown = jnp.clip(jax.lax.stop_gradient(network_of(x, before)), -1, 1)  # as a movie's frames are
+                clean, before = _next_frame(clean, shown, frame_keys[:, 0])
+                x = jnp.clip(clean + jax.vmap(functools.partial(data.film_noise, size=side))(frame_keys[:, 1]), -1, 1)
         y = network_of(x, before)
         found = network.features(batch["vgg"], y, network.layers)
-        wanted = content_of(network, batch["vgg"], x)
+        wanted = content_of(network, batch["vgg"], clean)
         grams = {layer: gram(found[layer]) for layer in network.style_layers}
         style = jnp.stack(
             [gram_distance(g, batch["grams"][layer][chosen], relative=relative) for layer, g in grams.items()]
@@ -139,7 +147,7 @@ def build_loss(config: Config, network: LossNetwork, side: int) -> Loss:
 def _next_frame(x: jax.Array, y: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(the frame after x, and the stylised x [b, h, w, 3] at its places, masked, with the mask) of a moving camera.
 
-    Half of the time there is no frame before, as at a cut; otherwise a random box of it is hidden, as if covered.
+    Some of the time there is no frame before, as at a cut; otherwise a random box of it is hidden, as if covered.
     """
     size = x.shape[1]
 
@@ -151,7 +159,7 @@ def _next_frame(x: jax.Array, y: jax.Array, keys: jax.Array) -> tuple[jax.Array,
         low, high = jnp.sort(jax.random.uniform(box_key, (2, 2)), axis=0) * size
         places = jnp.stack(jnp.meshgrid(jnp.arange(size), jnp.arange(size), indexing="ij"), -1)
         hidden = jnp.all((places >= low) & (places < high), -1)
-        mask = (inside * (1 - hidden) * jax.random.bernoulli(cut_key))[..., None]
+        mask = (inside * (1 - hidden) * jax.random.bernoulli(cut_key, 1 - _CUTS))[..., None]
         return moved, jnp.concatenate([stylised * mask, mask], -1)
 
     return jax.vmap(one)(x, y, keys)

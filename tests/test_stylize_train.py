@@ -261,13 +261,25 @@ def test_warping_by_nothing_by_whole_pixels_and_by_halves():
 
 def test_the_camera_shifts_and_zooms_a_little():
     size = 50
-    keys = jax.random.split(jax.random.key(0), 100)
+    keys = jax.random.split(jax.random.key(0), 2000)
     at = np.asarray(jax.jit(jax.vmap(lambda key: data.camera(key, size)))(keys))
     zoom = (at[:, -1, -1] - at[:, 0, 0]) / (size - 1)
     np.testing.assert_allclose(zoom[:, 0], zoom[:, 1], rtol=1e-5)
     assert 0.95 <= zoom.min() < 0.97 and 1.03 < zoom.max() <= 1.05
     shift = at.mean((1, 2)) - (size - 1) / 2
     assert 0.07 * size < np.abs(shift).max() <= 0.0801 * size and np.abs(shift.mean(0)).max() < 0.02 * size
+    assert np.median(np.abs(shift)) < 0.02 * size  # slow most of the time
+
+
+def test_noise_of_films():
+    keys = jax.random.split(jax.random.key(0), 400)
+    noise = np.asarray(jax.jit(jax.vmap(lambda key: data.film_noise(key, 30)))(keys))
+    assert noise.shape == (400, 30, 30, 3) and abs(noise.mean()) < 1e-3
+    spread = noise.std((1, 2, 3))
+    assert spread.min() < 0.002 and 0.045 < spread.max() < 0.055 and spread.mean() == pytest.approx(0.025, rel=0.1)
+    pairs = noise[:, 1:] * noise[:, :-1]  # half of it is the same within a block of four
+    within, across = pairs[:, [0, 1, 2]].mean(), pairs[:, [3, 7, 11]].mean()
+    assert within == pytest.approx((noise**2).mean() / 2, rel=0.1) and abs(across) < 0.1 * within
 
 
 def test_styles_are_made_smaller_but_never_larger(tmp_path):
