@@ -95,8 +95,12 @@ def camera(key: jax.Array, size: int) -> jax.Array:
     shift = jax.random.uniform(shift_key, (2,), minval=-0.08, maxval=0.08) * size * speed
     zoom = 1 + jax.random.uniform(zoom_key, (), minval=-0.05, maxval=0.05) * speed
     centre = (size - 1) / 2
-    grid = jnp.stack(jnp.meshgrid(jnp.arange(size), jnp.arange(size), indexing="ij"), -1).astype(jnp.float32)
-    return (grid - centre) * zoom + centre + shift
+    return (grid(size) - centre) * zoom + centre + shift
+
+
+def grid(size: int) -> jax.Array:
+    """[size, size, 2]: row and column of every pixel."""
+    return jnp.stack(jnp.meshgrid(jnp.arange(size), jnp.arange(size), indexing="ij"), -1).astype(jnp.float32)
 
 
 def film_noise(key: jax.Array, size: int) -> jax.Array:

@@ -136,11 +136,14 @@ class TransferNet(nn.Module):
         """x [b, h, w, 3], mix [b, styles] -> [b, h, w, 3]; h and w are multiples of 4.
 
         With `memory`, `before` [b, h, w, 4] is the stylised frame before at the places of this one, and a mask that is
-        1 where it is reliable; both are multiplied by the mask. None stands for no frame before.
+        1 where it is reliable; both are multiplied by the mask. None stands for no frame before. The result is a
+        mixture of that frame and of a new one, pixel by pixel: through its bottleneck alone the network would have to
+        paint every stroke again to keep it where it was.
         """
         width, rows = self.config.width, self.rows
         if self.config.memory:
-            x = jnp.concatenate([x, jnp.zeros((*x.shape[:3], 4), x.dtype) if before is None else before], -1)
+            before = jnp.zeros((*x.shape[:3], 4), x.dtype) if before is None else before
+            x = jnp.concatenate([x, before], -1)
 
         def norm(x: jax.Array) -> jax.Array:
             return Norm(self.styles, rows)(x, mix)
@@ -153,8 +156,14 @@ class TransferNet(nn.Module):
             x = x + norm(Reflected(4 * width, 3, rows=rows)(y))
         for factor in (2, 1):
             x = nn.relu(norm(self._up(x, factor * width)))
-        x = Reflected(3, self.config.kernel_px, rows=rows)(x)
-        return x if self.config.output == "linear" else _RANGE * jnp.tanh(x)
+        if self.config.memory:
+            x = jnp.concatenate([x, before], -1)
+        x = Reflected(3 + self.config.memory, self.config.kernel_px, rows=rows)(x)
+        y = x[..., :3] if self.config.output == "linear" else _RANGE * jnp.tanh(x[..., :3])
+        if before is None:
+            return y
+        gate = jax.nn.sigmoid(x[..., 3:])
+        return y + gate * (before[..., :3] - before[..., 3:] * y)
 
     def _up(self, x: jax.Array, features: int) -> jax.Array:
         if self.config.upsampling == "nearest":

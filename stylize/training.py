@@ -35,7 +35,7 @@ _STEPS_PER_CALL = 5
 _MARGIN = 1.25  # squares of photographs are by default this much larger than the crops that are cut out of them
 _BEYOND_WEIGHT = 10.0  # of the squares of what is beyond black and white
 _IDENTITY_WEIGHT = 5.0  # of the squared error of pixels that are to stay as they are
-_FRAMES_BEFORE = 2  # that a network with a memory makes before the one that it learns from: it is to see its own work
+_FRAMES_BEFORE = 4  # that a network with a memory makes before the one that it learns from: it is to see its own work
 _CUTS = 0.25  # share of frames without one before
 
 
@@ -90,8 +90,7 @@ def build_loss(config: Config, network: LossNetwork, side: int) -> Loss:
     """`loss(params, batch, key)` with batch {"image": uint8 [b, s, s, 3], "vgg": params, "grams": {layer: [styles,
     c, c]}}: crops [side, side] of the photographs in styles drawn at random, some of them in none.
 
-    With a memory, what is learned from is the third frame of a camera that moves over the photograph. Every frame has
-    noise of its own, as in compressed movies: without it, a network that does not look back would hardly flicker.
+    With a memory, what is learned from is the last of some frames of a camera that moves over the photograph.
     """
     model, optim, options = build_model(config), config.optim, config.perception
     styles, relative = len(config.styles), config.perception.scale == "relative"
@@ -103,17 +102,11 @@ def build_loss(config: Config, network: LossNetwork, side: int) -> Loss:
         plain = jax.vmap(lambda k: jax.random.bernoulli(k, optim.identity))(keys[:, 2]).astype(jnp.float32)
         mix = jax.nn.one_hot(jnp.where(plain > 0, styles, chosen), styles + 1)
 
-        def network_of(x: jax.Array, before: jax.Array | None = None) -> jax.Array:
-            return model.apply({"params": params}, x, mix, before)
-
         clean, before = x, None
         if config.network.memory:
-            for k in range(_FRAMES_BEFORE):
-                frame_keys = jax.vmap(lambda key, k=k: jax.random.split(jax.random.fold_in(key, k)))(keys[:, 3])
-                shown = jnp.clip(jax.lax.stop_gradient(network_of(x, before)), -1, 1)  # as a movie's frames are
-                clean, before = _next_frame(clean, shown, frame_keys[:, 0])
-                x = jnp.clip(clean + jax.vmap(functools.partial(data.film_noise, size=side))(frame_keys[:, 1]), -1, 1)
-        y = network_of(x, before)
+            fixed = {"params": jax.lax.stop_gradient(params)}
+            clean, x, before = _film(lambda x, before: model.apply(fixed, x, mix, before), x, keys[:, 3])
+        y = model.apply({"params": params}, x, mix, before)
         found = network.features(batch["vgg"], y, network.layers)
         wanted = content_of(network, batch["vgg"], clean)
         grams = {layer: gram(found[layer]) for layer in network.style_layers}
@@ -144,25 +137,49 @@ def build_loss(config: Config, network: LossNetwork, side: int) -> Loss:
     return loss
 
 
-def _next_frame(x: jax.Array, y: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(the frame after x, and the stylised x [b, h, w, 3] at its places, masked, with the mask) of a moving camera.
+def _film(
+    stylize: Callable[[jax.Array, jax.Array], jax.Array], photo: jax.Array, keys: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(last frame without noise, with noise, what `stylize` made of the one before, at its places) of a short film.
 
-    Some of the time there is no frame before, as at a cut; otherwise a random box of it is hidden, as if covered.
+    The camera moves over the photographs [b, s, s, 3]. Every frame has noise of its own, as in compressed movies:
+    without it, a network that does not look back would hardly flicker. The third result is [b, s, s, 4], multiplied by
+    the mask that is its last channel.
     """
-    size = x.shape[1]
+    size = photo.shape[1]
 
-    def one(x: jax.Array, y: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        camera_key, box_key, cut_key = jax.random.split(key, 3)
-        at = data.camera(camera_key, size)
-        moved, inside = data.warp(x, at)
-        stylised, _ = data.warp(y, at)
-        low, high = jnp.sort(jax.random.uniform(box_key, (2, 2)), axis=0) * size
-        places = jnp.stack(jnp.meshgrid(jnp.arange(size), jnp.arange(size), indexing="ij"), -1)
-        hidden = jnp.all((places >= low) & (places < high), -1)
-        mask = (inside * (1 - hidden) * jax.random.bernoulli(cut_key, 1 - _CUTS))[..., None]
-        return moved, jnp.concatenate([stylised * mask, mask], -1)
+    def frame(carry: tuple[jax.Array, jax.Array, jax.Array], k: jax.Array) -> tuple[Any, None]:
+        places, seen, before = carry
+        shown = jnp.clip(stylize(seen, before), -1, 1)  # as a movie's frames are
 
-    return jax.vmap(one)(x, y, keys)
+        def one(photo: jax.Array, places: jax.Array, shown: jax.Array, key: jax.Array) -> Any:
+            move_key, noise_key = jax.random.split(jax.random.fold_in(key, k))
+            places, before = _next_frame(places, shown, move_key)
+            clean = data.warp(photo, places)[0]
+            return places, jnp.clip(clean + data.film_noise(noise_key, size), -1, 1), before
+
+        return jax.vmap(one)(photo, places, shown, keys), None
+
+    places = jnp.broadcast_to(data.grid(size), (len(photo), size, size, 2))
+    blank = jnp.zeros((*photo.shape[:3], 4))
+    (places, seen, before), _ = jax.lax.scan(frame, (places, photo, blank), jnp.arange(_FRAMES_BEFORE))
+    return jax.vmap(lambda x, at: data.warp(x, at)[0])(photo, places), seen, before
+
+
+def _next_frame(places: jax.Array, shown: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(where the pixels of the next frame are in the photograph, `shown` at its places, masked, with the mask).
+
+    `places` [s, s, 2] are those of this frame, and `shown` [s, s, 3] is what was made of it. Some of the time there is
+    no frame before, as at a cut; otherwise a random box of it is hidden, as if covered.
+    """
+    size = len(places)
+    camera_key, box_key, cut_key = jax.random.split(key, 3)
+    at = data.camera(camera_key, size)
+    moved, inside = data.warp(jnp.concatenate([places, shown], -1), at)
+    low, high = jnp.sort(jax.random.uniform(box_key, (2, 2)), axis=0) * size
+    hidden = jnp.all((data.grid(size) >= low) & (data.grid(size) < high), -1)
+    mask = (inside * (1 - hidden) * jax.random.bernoulli(cut_key, 1 - _CUTS))[..., None]
+    return moved[..., :2], jnp.concatenate([moved[..., 2:] * mask, mask], -1)
 
 
 def outline(config: Config, network: LossNetwork) -> Outline:
@@ -230,7 +247,7 @@ def load_materials(config: Config, network: LossNetwork) -> Materials:
 def initial_params(config: Config) -> Any:
     """The parameters of the run to begin with, in the shapes of this one's; drawn at random where there is none.
 
-    Styles beyond those that it has begin like its last; what a memory brings to the first convolution begins with zero.
+    Styles beyond those that it has begin like its last; what a memory brings to convolutions begins with zero.
     Raises UserError where the run is not finished, or its network another one.
     """
     if config.warm_start is None:
@@ -244,10 +261,9 @@ def initial_params(config: Config) -> Any:
     def fitted(wanted: jax.Array, found: np.ndarray) -> np.ndarray:
         if found.ndim == 2:  # scales or shifts of the styles, the last of which is none
             return found[np.array(rows)]
-        missing = max(wanted.shape[-2] - found.shape[-2], 0) if found.ndim == 4 else 0
-        if missing:
-            found = np.pad(found, ((0, 0), (0, 0), (0, missing), (0, 0)))
-        return found[..., : wanted.shape[-2], :] if found.ndim == 4 else found
+        sizes = list(zip(wanted.shape, found.shape, strict=True))
+        found = found[tuple(slice(min(pair)) for pair in sizes)]
+        return np.pad(found, [(0, max(new - old, 0)) for new, old in sizes])
 
     return jax.tree.map(fitted, start_state(config).params, open_run(known, folder).params)
 

@@ -271,6 +271,26 @@ def test_the_camera_shifts_and_zooms_a_little():
     assert np.median(np.abs(shift)) < 0.02 * size  # slow most of the time
 
 
+def test_a_film_is_followed(monkeypatch):
+    """What was made of the frame before lies where its photograph does, and the mask tells where that is known."""
+    monkeypatch.setattr(data, "film_noise", lambda key, size: jnp.zeros((size, size, 3)))
+    photo = jnp.stack([smooth(k, 48, 48) for k in range(20)])
+    seen = []
+
+    def inverted(x, before):
+        seen.append(before.shape)
+        return -x
+
+    clean, noisy, before = training._film(inverted, photo, jax.random.split(jax.random.key(0), 20))
+    np.testing.assert_array_equal(clean, noisy)
+    mask = before[..., 3:]
+    assert set(np.unique(mask)) == {0, 1} and seen == [(20, 48, 48, 4)]
+    cuts = np.mean(np.max(mask, (1, 2, 3)) == 0)
+    assert 0 < cuts < 0.6 and 0.3 < np.mean(mask) < 0.9
+    off = np.abs(before[..., :3] + mask * clean)
+    assert np.mean(off) < 0.02 and np.mean(np.abs(clean - photo)) > 0.05  # the camera has moved
+
+
 def test_noise_of_films():
     keys = jax.random.split(jax.random.key(0), 400)
     noise = np.asarray(jax.jit(jax.vmap(lambda key: data.film_noise(key, 30)))(keys))
