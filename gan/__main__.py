@@ -17,7 +17,8 @@ from gan.acai_config import AUTOENCODERS, AutoencoderConfig, Measurement
 from gan.config import PRESETS, Config, Evaluation
 from lib import config as configs
 from lib import planning
-from lib.run import RunFolder, UserError, check_out, command, dispatch, first_difference, read_json, write_json
+from lib.process import UserError, command, dispatch
+from lib.run import RunFolder, check_out, first_difference, read_json, write_json
 
 _PRESETS = textwrap.fill(f"presets: {', '.join([*PRESETS, *AUTOENCODERS])}", 104, subsequent_indent="  ")
 

@@ -36,7 +36,7 @@ from gan.acai_config import Options
 from gan.blocks import doubled, halved
 from lib.conv import Conv
 from lib.initial import initialised, normal, xavier
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import example_keys
 from lib.train import Loss, Metrics
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from lib.run import UserError
+from lib.process import UserError
 
 
 def _require(good: bool, message: str) -> None:

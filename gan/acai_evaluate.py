@@ -13,8 +13,9 @@ from gan.acai import interpolate
 from gan.acai_config import AutoencoderConfig
 from gan.acai_experiment import LOOK, NAME, Trained, test_numbers
 from lib import images, plot
+from lib.process import UserError
 from lib.report import Page
-from lib.run import RunFolder, UserError, write_json
+from lib.run import RunFolder, write_json
 from lib.sources import Dataset
 
 Picture = tuple[Path, str]

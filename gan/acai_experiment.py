@@ -20,7 +20,8 @@ from lib.checkpoint import Checkpoints, check_finished, restore_finished
 from lib.config import from_json, to_json
 from lib.data import Resident
 from lib.plan import Outline, examples
-from lib.run import RunFolder, UserError, read_json, write_json
+from lib.process import UserError
+from lib.run import RunFolder, read_json, write_json
 from lib.shard import fetch, make_state, most_devices
 from lib.sources import Dataset, load_images, shape_of
 from lib.train import State, fit, init_state, make_step

@@ -10,7 +10,7 @@ import numpy as np
 from gan.point_evaluation import picture
 from gan.sampling import Trained, classes_of, compile_generator, draw_samples, latents, slerp_rows
 from lib import images
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import local_mesh
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lib.run import UserError
+from lib.process import UserError
 
 Kind = Literal["dcgan", "cnn", "resnet", "mlp"]
 Objective = Literal["non_saturating", "hinge", "least_squares", "wasserstein", "elbo"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gan.config import Config
-from lib.run import UserError
+from lib.process import UserError
 from lib.sources import Dataset, load_images
 
 # 25 Gaussians on a grid, scaled to about unit variance, as in gan_toy.py of Gulrajani et al. 2017.

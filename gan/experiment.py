@@ -21,7 +21,8 @@ from lib.config import from_json, to_json
 from lib.data import Resident
 from lib.pixels import Pixels
 from lib.plan import Outline, examples
-from lib.run import RunFolder, UserError, read_json, write_json
+from lib.process import UserError
+from lib.run import RunFolder, read_json, write_json
 from lib.shard import fetch, local_mesh, make_state, most_devices
 from lib.sources import Dataset, shape_of
 from lib.train import State, Step, fit

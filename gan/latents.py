@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from lib.run import UserError
+from lib.process import UserError
 
 N_INIT = 1000
 """random starts of k-means, of which the one with the smallest sum of squares counts"""

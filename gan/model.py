@@ -25,7 +25,7 @@ from gan.blocks import STATISTICS
 from gan.config import Network
 from gan.data import Facts
 from lib.initial import initialised
-from lib.run import UserError
+from lib.process import UserError
 
 Variables = dict[str, Any]
 

@@ -18,8 +18,9 @@ from gan.config import Config
 from gan.model import Gan
 from gan.pegasus import BIRD, HORSE, Candidates, Jury, Scores
 from lib import images
+from lib.process import UserError
 from lib.report import Page, number, summary
-from lib.run import RunFolder, UserError, write_json, write_text
+from lib.run import RunFolder, write_json, write_text
 
 if TYPE_CHECKING:
     from gan.__main__ import Pegasus

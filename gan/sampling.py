@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from gan.data import Facts
 from gan.model import Gan
 from lib.latents import slerp
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import DATA, compile_step, example_keys, fetch, place
 
 _BLOCK = 500

@@ -32,7 +32,7 @@ from gan.data import Facts
 from gan.model import Gan
 from lib.child import peak_memory_mib, work
 from lib.data import Resident
-from lib.run import UserError, command
+from lib.process import UserError, command
 from lib.shard import example_keys, make_mesh, place, start
 from lib.train import compile_chunk
 

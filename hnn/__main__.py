@@ -14,7 +14,8 @@ import tyro
 from hnn.config import PRESETS, Config
 from hnn.systems import SYSTEMS
 from lib import config as configs
-from lib.run import RunFolder, UserError, command, dispatch
+from lib.process import UserError, command, dispatch
+from lib.run import RunFolder
 
 
 def _wrapped(title: str, names: Iterable[str]) -> str:

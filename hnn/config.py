@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from hnn.systems import SYSTEMS
-from lib.run import UserError
+from lib.process import UserError
 
 FIELD_MODELS = ("baseline", "hnn", "hnn_rollout", "separable", "dissipative")
 MODELS = (*FIELD_MODELS, "lstm")

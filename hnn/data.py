@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from hnn.pixels import render
 from hnn.solvers import rollout
 from hnn.systems import SYSTEMS, System, system_field
-from lib.run import UserError
+from lib.process import UserError
 
 REAL_PENDULUM_FILE = "real_pendulum/real_pend_h_1.txt"
 MIN_POINTS = 3

@@ -33,7 +33,8 @@ from hnn.systems import SYSTEMS
 from lib import checkpoint
 from lib.checkpoint import Checkpoints, restore_finished
 from lib.data import FullBatch, Resident, Source, Windows
-from lib.run import RunFolder, UserError
+from lib.process import UserError
+from lib.run import RunFolder
 from lib.shard import REPLICA, cores, fetch, make_mesh, most_devices, place
 from lib.train import Loss, State, fit, init_state, make_step
 

@@ -21,7 +21,8 @@ from hnn.model import FieldModel
 from hnn.solvers import ImplicitMidpoint, StormerVerlet, Yoshida4, separable_terms
 from hnn.solvers import rollout as integrate
 from hnn.systems import SYSTEMS, System
-from lib.run import RunFolder, UserError, check_out
+from lib.process import UserError
+from lib.run import RunFolder, check_out
 
 if TYPE_CHECKING:
     from hnn.__main__ import Rollout, Simulate

@@ -21,7 +21,7 @@ import optax
 from hnn.config import Rollout
 from hnn.data import Trajectories
 from hnn.model import FieldModel
-from lib.run import UserError
+from lib.process import UserError
 from lib.train import Loss
 
 _GRID_TOLERANCE = 0.05

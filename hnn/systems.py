@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from lib.run import UserError
+from lib.process import UserError
 
 Hamiltonian = Callable[[Array, Array], Array]
 Field = Callable[[Array], Array]

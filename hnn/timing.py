@@ -39,7 +39,7 @@ from hnn.loss import derivative_matching
 from hnn.systems import SYSTEMS
 from lib.child import answers
 from lib.data import FullBatch, Resident, Source
-from lib.run import UserError, command
+from lib.process import UserError, command
 from lib.shard import make_mesh, place, start
 from lib.train import compile_chunk, init_state, make_step
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from launch import demo, kubernetes, local, plan, reproduce, slurm, status, studies, sweep, tpu
-from lib.run import UserError, command, dispatch
+from lib.process import UserError, command, dispatch
 
 _USAGE = """usage: python -m launch COMMAND ...
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.config import parse
+from lib.process import UserError
 from lib.report import join
-from lib.run import UserError
 
 RUNS = {
     "hnn": "train demo --out {out}",

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 
-from lib.run import UserError
+from lib.process import UserError
 
 PACKAGES = ("hnn", "ncsn", "gan", "stylize")
 

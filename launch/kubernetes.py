@@ -15,7 +15,8 @@ from typing import Any
 
 from launch import jobs
 from lib.config import parse
-from lib.run import EXIT_USER_ERROR, UserError, write_text
+from lib.process import EXIT_USER_ERROR, UserError
+from lib.run import write_text
 
 USAGE = "python -m launch kubernetes --image IMAGE [--hosts N] [--gpus G | --tpu TYPE --topology T] -- COMMAND..."
 PORT = 8476

@@ -23,7 +23,7 @@ from typing import BinaryIO
 
 from launch import jobs
 from lib.config import parse
-from lib.run import UserError, tell
+from lib.process import UserError, tell
 
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.05

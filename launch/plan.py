@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from lib.run import UserError
+from lib.process import UserError
 
 _PACKAGES = ("ncsn", "gan", "stylize")
 

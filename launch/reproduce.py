@@ -13,8 +13,9 @@ from typing import Any
 from launch.published import HNN
 from launch.studies import run, run_environment, training
 from lib.config import options_of, parse
+from lib.process import UserError
 from lib.report import number
-from lib.run import UserError, write_json, write_text
+from lib.run import write_json, write_text
 
 _MODELS = ("baseline", "hnn", "hnn_rollout", "dissipative")
 

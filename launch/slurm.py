@@ -15,7 +15,8 @@ from pathlib import Path
 
 from launch import jobs
 from lib.config import parse
-from lib.run import EXIT_PREEMPTED, UserError, write_text
+from lib.process import EXIT_PREEMPTED, UserError
+from lib.run import write_text
 
 USAGE = "python -m launch slurm [--nodes N] [--gpus-per-node G] [--dry-run] -- COMMAND..."
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lib.process import UserError
 from lib.report import number, text_table
-from lib.run import RunFolder, UserError, read_json
+from lib.run import RunFolder, read_json
 
 COLUMNS = ["run", "package", "state", "step", "loss", "minutes", "processes"]
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from lib.config import options_of, parse
 from lib.data import DATA_VARIABLE, data_folder
+from lib.process import UserError
 from lib.report import metric_table, number
-from lib.run import RunFolder, UserError, read_json, write_json, write_text
+from lib.run import RunFolder, read_json, write_json, write_text
 
 
 @dataclass(frozen=True)

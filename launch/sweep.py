@@ -20,8 +20,9 @@ from typing import Any, Literal
 
 from launch import jobs, slurm, status
 from lib.config import parse
+from lib.process import EXIT_USER_ERROR, UserError
 from lib.report import number, text_table
-from lib.run import EXIT_USER_ERROR, UserError, read_json, write_json, write_text
+from lib.run import read_json, write_json, write_text
 
 USAGE = "python -m launch sweep --grid FIELD=A,B ... [--out DIR] -- python -m PACKAGE train PRESET..."
 _POLL_S = 0.2

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from launch import jobs
 from lib.config import parse
-from lib.run import UserError
+from lib.process import UserError
 
 USAGE = "python -m launch tpu create|run|collect|delete --name NAME --zone ZONE [--dry-run] [-- COMMAND...]"
 _ARCHIVE, _HOME = "gradient-fields.tar.gz", "gradient-fields"

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import fetch
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax reports there what it also raises, over many lines

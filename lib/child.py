@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.run import UserError
+from lib.process import UserError
 
 
 class Child:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, NoReturn
 
-from lib.run import EXIT_PREEMPTED, UserError, end, seconds_of, tell
+from lib.process import EXIT_PREEMPTED, UserError, end, seconds_of, tell
 
 WAIT_VARIABLE = "GRADIENT_FIELDS_WAIT_S"
 """how long processes wait for each other at the start, and for a step of training; seconds"""

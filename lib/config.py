@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lib.run import RunFolder, UserError, read_json
+from lib.process import UserError
+from lib.run import RunFolder, read_json
 
 T = TypeVar("T")
 

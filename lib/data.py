@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import DATA
 
 DATA_VARIABLE = "GRADIENT_FIELDS_DATA"

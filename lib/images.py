@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from lib.run import UserError, write_bytes
+from lib.process import UserError
+from lib.run import write_bytes
 
 STILLS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 ENDINGS = (*STILLS, ".gif")

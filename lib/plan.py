@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import DATA, How, compile_step
 
 

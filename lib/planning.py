@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from lib.config import parse, to_json
+from lib.process import UserError
 from lib.report import Page, text_table
-from lib.run import UserError, write_json
+from lib.run import write_json
 
 if TYPE_CHECKING:
     from lib.plan import Cost, Machine, Outline

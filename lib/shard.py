@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lib import cluster
-from lib.run import OTHERS, UserError
+from lib.process import OTHERS, UserError
 
 How = Literal["jit", "shard_map", "pmap"]
 DATA = "data"

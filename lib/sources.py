@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from lib.data import load_labelled
 from lib.images import STILLS, files, opened
 from lib.metrics.images import Images, open_images
-from lib.run import UserError
+from lib.process import UserError
 
 LABELLED = ("digits", "mnist", "cifar10")
 _SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}

@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 from lib import cluster
 from lib.checkpoint import Checkpoints
 from lib.data import Source
-from lib.run import SIGNALS, Stopped, UserError
+from lib.process import SIGNALS, Stopped, UserError
 from lib.shard import REPLICA, How, compile_step, compiler_options, fetch, place, pmean, shard_largest, varying
 
 Metrics = dict[str, jax.Array]

@@ -14,7 +14,7 @@ from lib import images, plot
 from lib.images import grid, to_uint8, write, write_gif, write_set
 from lib.latents import slerp
 from lib.pixels import dequantized
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import local_mesh
 from ncsn import constraints, experiment, guidance, ode
 from ncsn.config import Config, Sampling, parse_sampler

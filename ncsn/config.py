@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lib.run import UserError
+from lib.process import UserError
 
 Kind = Literal["v1", "v2", "unet", "mlp"]
 Name = Literal[

@@ -8,7 +8,7 @@ import math
 import jax
 import numpy as np
 
-from lib.run import UserError
+from lib.process import UserError
 from lib.sources import Dataset, load_images
 from ncsn.config import Config
 from ncsn.noise import largest_distance

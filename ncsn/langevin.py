@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lib.run import UserError
+from lib.process import UserError
 from ncsn.noise import expand
 from ncsn.samplers import (
     CORRECTION,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lib.run import UserError
+from lib.process import UserError
 from ncsn.ode import ADAPTIVE, Adaptive, scaled_field, size, solve
 from ncsn.samplers import PROBE
 from ncsn.sde import Score

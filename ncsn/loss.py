@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from lib.pixels import Pixels, split_each
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import example_keys
 from lib.train import Loss
 from ncsn.noise import Draw, expand

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lib.initial import initialised
-from lib.run import UserError
+from lib.process import UserError
 from ncsn.blocks import MLP
 from ncsn.noise import expand
 from ncsn.refinenet import RefineNet

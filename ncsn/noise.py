@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lib.run import UserError
+from lib.process import UserError
 
 Draw = Callable[[jax.Array], jax.Array]  # the key of one example -> its sigma, []
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import eval_jaxpr
 
-from lib.run import UserError
+from lib.process import UserError
 from ncsn.noise import expand
 from ncsn.samplers import (
     NOISE,

@@ -27,7 +27,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import DATA, fetch, place, primary
 from ncsn.sde import Score
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lib.run import UserError
+from lib.process import UserError
 from ncsn import experiment, guidance, langevin, noise, ode
 from ncsn.config import Config, Sampling
 from ncsn.data import Facts

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lib.run import UserError
+from lib.process import UserError
 from ncsn.noise import Draw, expand
 
 Score = Callable[[jax.Array, jax.Array], jax.Array]  # (x [b, ...], sigma or time [b] or [1]) -> [b, ...]

@@ -33,7 +33,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from lib.child import answers, peak_memory_mib
-from lib.run import UserError, command
+from lib.process import UserError, command
 from lib.shard import DATA, make_mesh, place, start
 from ncsn.blocks import MLP
 from ncsn.langevin import annealed_langevin

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lib.run import UserError
+from lib.process import UserError
 
 
 class Mixture(NamedTuple):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lib.run import UserError
+from lib.process import UserError
 from ncsn.ode import mapped_together
 from ncsn.samplers import BROWNIAN, VELOCITY, Info, Sampler, Start, batch_norm, descending, gaussian, normal
 from ncsn.sde import Score

@@ -12,7 +12,7 @@ from jax import lax
 
 from lib.conv import Conv
 from lib.initial import constant, xavier
-from lib.run import UserError
+from lib.process import UserError
 from ncsn.blocks import Embedding, Features, dropout, pixel_mean, worth_a_product
 
 EPS = 1e-6

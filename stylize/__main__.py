@@ -14,7 +14,8 @@ import tyro
 
 from lib import config as configs
 from lib import planning
-from lib.run import RunFolder, UserError, check_out, command, dispatch
+from lib.process import UserError, command, dispatch
+from lib.run import RunFolder, check_out
 from stylize.config import PRESETS, Config, Evaluation, Optimization, Perception
 
 HELP = f"""usage: python -m stylize COMMAND ...

@@ -23,7 +23,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from lib import images
-from lib.run import RunFolder, Stopped, UserError
+from lib.process import Stopped, UserError
+from lib.run import RunFolder
 from lib.shard import compile_step, fetch, make_mesh, place
 from lib.train import init_state
 from stylize import training, vgg

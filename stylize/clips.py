@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lib import images
-from lib.run import UserError
+from lib.process import UserError
 from stylize import movies
 from stylize.apply import Stylizer
 from stylize.evaluate import Judge, Picture

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from lib import config as configs
 from lib import images
-from lib.run import RunFolder, UserError
+from lib.process import UserError
+from lib.run import RunFolder
 from lib.shard import make_mesh
 from stylize import clips, color, data, page, training, vgg
 from stylize import evaluate as evaluation

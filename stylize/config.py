@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lib.run import UserError
+from lib.process import UserError
 
 
 def _require(good: bool, message: str) -> None:

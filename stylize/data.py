@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lib import images
-from lib.run import UserError
+from lib.process import UserError
 
 _LONGEST_SHAPE = 8  # sides of photographs: what is longer is left out
 

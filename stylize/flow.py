@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from lib.images import to_uint8
-from lib.run import UserError
+from lib.process import UserError
 
 Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]
 

@@ -21,7 +21,7 @@ from av.stream import Disposition, Stream
 from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 
-from lib.run import UserError
+from lib.process import UserError
 
 FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".gif": "gif"}
 

@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec as P
 from lib import images
 from lib.checkpoint import Checkpoints
 from lib.data import FullBatch
-from lib.run import RunFolder, UserError
+from lib.process import UserError
+from lib.run import RunFolder
 from lib.shard import compile_step, fetch, place, spread_pixels
 from lib.train import Loss, Metrics, State, Step, fit, init_state, make_step
 from stylize import tiles

@@ -33,7 +33,7 @@ from jax.sharding import PartitionSpec as P
 
 from lib.child import peak_memory_mib, work
 from lib.features import weights
-from lib.run import UserError, command
+from lib.process import UserError, command
 from lib.shard import compile_step, make_mesh, place, start
 from lib.train import init_state
 from stylize import tiles, vgg

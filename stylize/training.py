@@ -21,7 +21,8 @@ from lib import images
 from lib.checkpoint import Checkpoints, check_finished, restore_finished
 from lib.data import Beside, Resident
 from lib.plan import Outline
-from lib.run import RunFolder, UserError
+from lib.process import UserError
+from lib.run import RunFolder
 from lib.shard import DATA, example_keys, fetch, make_mesh, make_state, most_devices
 from lib.train import Loss, Metrics, State, fit, init_state, make_step
 from stylize import data

@@ -12,7 +12,7 @@ import jax
 from lib.data import DATA_VARIABLE
 from lib.features import vgg
 from lib.features.vgg import VGG
-from lib.run import UserError
+from lib.process import UserError
 from stylize.config import Perception
 
 _STYLE = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")  # of Gatys et al.

@@ -16,7 +16,7 @@ from av.error import FFmpegError
 from av.filter import Graph
 
 from lib import images, run
-from lib.run import UserError
+from lib.process import UserError
 from stylize.movies import EXACT, FORMATS, MATRICES, Clip, film_of, open_movie, packets_of
 
 X264 = {"crf": "16"}  # 0 is lossless, 51 the worst

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from lib import run, shard
+from lib import process, shard
 
 # Most of the time of these tests is compilation: a lighter one, also in the processes that they start, whose results
 # are compared with those of this one to the bit.
@@ -37,7 +37,7 @@ def in_process(monkeypatch, capsys):
 
         def call(line):
             capsys.readouterr()
-            code = run.command(main, line.split())
+            code = process.command(main, line.split())
             return code, *capsys.readouterr()
 
         return call

@@ -14,7 +14,7 @@ from hnn.data import load_npz
 from launch.bench import hnn as bench
 from launch.bench.__main__ import page
 from lib.child import Child
-from lib.run import UserError
+from lib.process import UserError
 
 pytestmark = pytest.mark.slow  # long; `make test-slow`
 

@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from lib.checkpoint import Checkpoints, checksums
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import make_mesh, place
 from lib.train import init_state
 
@@ -276,7 +276,7 @@ import subprocess, sys
 from pathlib import Path
 import jax
 from lib.checkpoint import Checkpoints
-from lib.run import command
+from lib.process import command
 
 def saves(argv):
     folder, kind = Path(sys.argv[1]), sys.argv[2]
@@ -331,7 +331,7 @@ import sys
 from pathlib import Path
 import jax.numpy as jnp
 from lib.checkpoint import Checkpoints
-from lib.run import command
+from lib.process import command
 
 def read(argv):
     with Checkpoints(Path(argv[0])) as checkpoints:

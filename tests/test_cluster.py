@@ -14,7 +14,7 @@ import pytest
 
 from lib import cluster
 from lib.cluster import Peers, first_host, meet, peers
-from lib.run import UserError
+from lib.process import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SLURM = {
@@ -185,7 +185,7 @@ import numpy as np, optax, jax, jax.numpy as jnp
 from lib import shard
 from lib.checkpoint import Checkpoints
 from lib.data import Resident
-from lib.run import command
+from lib.process import command
 from lib.train import fit, init_state, make_step
 
 def main(args):
@@ -214,7 +214,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from lib import shard
 from lib.checkpoint import Checkpoints
-from lib.run import command
+from lib.process import command
 
 def main(args):
     out, count = Path(args[0]), int(args[1])

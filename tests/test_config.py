@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from lib import config
-from lib.run import UserError
+from lib.process import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lib import data
-from lib.run import UserError
+from lib.process import UserError
 
 
 @pytest.mark.parametrize(("rows", "batch_size"), [(12, 4), (10, 4), (7, 3), (5, 8), (6, 6)])

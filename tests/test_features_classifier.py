@@ -19,7 +19,7 @@ from lib.features import CLASSIFIERS, classifier, recipes, training
 from lib.features.augment import augment
 from lib.features.calibration import fit_temperature, negative_log_likelihood, score
 from lib.features.classifier import FOLDER
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import make_mesh
 from lib.train import fit
 

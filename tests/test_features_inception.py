@@ -12,7 +12,7 @@ import pytest
 from feature_cases import images, inception_state, positions
 
 from lib.features import convert, inception, load, weights
-from lib.run import UserError
+from lib.process import UserError
 
 REFERENCE = np.load(Path(__file__).parent / "reference" / "features.npz")
 TOLERANCE, VISIBLE = 1e-5, 1e-3

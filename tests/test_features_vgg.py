@@ -12,7 +12,7 @@ import pytest
 from feature_cases import VGG_SIZE_PX, images, positions, vgg_state
 
 from lib.features import classifier, convert, vgg, weights
-from lib.run import UserError
+from lib.process import UserError
 
 REFERENCE = np.load(Path(__file__).parent / "reference" / "features.npz")
 TOLERANCE = 1e-5

@@ -17,7 +17,7 @@ import pytest
 import lib.features
 from lib.features import convert, download, weights
 from lib.features.__main__ import main
-from lib.run import UserError, command
+from lib.process import UserError, command
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

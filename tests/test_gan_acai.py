@@ -12,7 +12,7 @@ import pytest
 from gan.acai import acai, autoencoder, interpolate, mixed, pixels, shares
 from gan.acai_config import AUTOENCODERS, Options
 from lib.data import Resident
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import fetch, make_mesh
 from lib.train import fit, init_state, make_step
 

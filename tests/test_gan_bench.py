@@ -10,7 +10,7 @@ from gan import timing
 from launch.bench import gan as bench
 from launch.bench.rounds import check_same
 from lib.child import answers
-from lib.run import UserError
+from lib.process import UserError
 
 TINY = {"width": 2, "critic_width": 2, "latent": 3, "batch_size": 4}
 

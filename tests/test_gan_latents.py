@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gan.latents import classifier_accuracy, clustering_accuracy, matched_accuracy, of_images, whitened
-from lib.run import UserError
+from lib.process import UserError
 
 CENTRES = np.array([[0, 0, 0], [8, 0, 0], [0, 8, 0], [0, 0, 8]], np.float32)
 

@@ -11,7 +11,7 @@ import pytest
 from gan import blocks, dcgan, model, resnet
 from gan.config import PRESETS, Network
 from gan.data import Facts
-from lib.run import UserError
+from lib.process import UserError
 
 SHAPES = {"gaussians": (2,), "digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 

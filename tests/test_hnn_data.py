@@ -20,7 +20,7 @@ from hnn.data import (
 )
 from hnn.pixels import EXTENT, PIVOT_BELOW_TOP, ROD_LENGTH, ROD_RADIUS, SIZE_PX, render
 from hnn.systems import SYSTEMS
-from lib.run import UserError
+from lib.process import UserError
 
 SPRING = SYSTEMS["spring"]
 KEY = jax.random.key(3)

@@ -13,7 +13,7 @@ from hnn.data import Trajectories
 from hnn.loss import derivative_matching, latent_dynamics, next_observation, rk4_step
 from hnn.model import FieldModel
 from hnn.shooting import multiple_shooting, segments, third_derivative
-from lib.run import UserError
+from lib.process import UserError
 
 
 @pytest.mark.parametrize("robust_scale", [None, 2.0])

@@ -17,7 +17,7 @@ from hnn.systems import (
     system_field,
     total_energy,
 )
-from lib.run import UserError
+from lib.process import UserError
 
 SIMULATED = [name for name, system in SYSTEMS.items() if system.sample_initial is not None]
 

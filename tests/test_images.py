@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from lib import images
-from lib.run import UserError
+from lib.process import UserError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
 

@@ -32,7 +32,7 @@ import optax
 from lib import shard
 from lib.checkpoint import Checkpoints
 from lib.data import Resident
-from lib.run import command
+from lib.process import command
 from lib.train import fit, init_state, make_step
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from launch import kubernetes, slurm, status, sweep, tpu
 from launch.__main__ import main
-from lib.run import RunFolder, UserError, command, write_json, write_text
+from lib.process import UserError, command
+from lib.run import RunFolder, write_json, write_text
 
 TRAIN = ["python", "-m", "ncsn", "train", "mnist_edm", "--out", "runs/a b"]
 

@@ -17,7 +17,7 @@ from gan.data import used
 from launch import plan as launch_plan
 from lib import planning as plan
 from lib.plan import Machine, Outline
-from lib.run import UserError
+from lib.process import UserError
 from lib.sources import LABELLED, load_images, shape_of
 from ncsn import experiment as scores
 from ncsn.config import PRESETS as SCORES

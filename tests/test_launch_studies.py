@@ -10,7 +10,8 @@ import pytest
 from launch import studies
 from lib import config as configs
 from lib import images
-from lib.run import RunFolder, UserError, write_json, write_text
+from lib.process import UserError
+from lib.run import RunFolder, write_json, write_text
 from ncsn.config import PRESETS
 
 

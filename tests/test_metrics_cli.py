@@ -12,7 +12,7 @@ from metrics_cases import pixels, toy_net
 
 from lib import features, shard
 from lib.metrics import __main__ as cli
-from lib.run import command
+from lib.process import command
 
 ROOT = Path(__file__).resolve().parents[1]
 

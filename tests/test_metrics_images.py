@@ -11,7 +11,7 @@ from metrics_cases import pixels
 from PIL import Image
 
 from lib.metrics.images import of_array, open_images
-from lib.run import UserError
+from lib.process import UserError
 
 RGB = pixels(5, shape=(6, 7, 3))
 

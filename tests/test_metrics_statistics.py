@@ -11,7 +11,7 @@ from metrics_cases import pixels, toy_net
 
 from lib.metrics import cache, frechet, measure, result, statistics
 from lib.metrics.images import Images, of_array
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import make_mesh
 
 

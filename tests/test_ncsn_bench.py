@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from launch.bench import ncsn as bench
-from lib.run import UserError
+from lib.process import UserError
 from ncsn import timing
 
 pytestmark = pytest.mark.slow  # long; `make test-slow`

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ncsn_cases import COVARIANCE, MEAN, assert_moments, chain, gaussian_score, sample_keys, toy_score
 
-from lib.run import UserError
+from lib.process import UserError
 from ncsn.langevin import (
     ancestral,
     annealed_langevin,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ncsn_cases import COVARIANCE, MEAN, flow, gaussian_score, log_density, sample_keys
 
-from lib.run import UserError
+from lib.process import UserError
 from ncsn.likelihood import bits_per_dim, log_likelihood
 from ncsn.samplers import PROBE
 

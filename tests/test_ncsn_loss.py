@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from lib import pixels
 from lib.pixels import Pixels
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import DATA, compile_step, example_keys, fetch, make_mesh, pmean
 from ncsn import loss as losses
 from ncsn import sde, toys

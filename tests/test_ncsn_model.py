@@ -12,7 +12,7 @@ import pytest
 from ncsn_networks import LEVEL, SHAPE, SIGMA, SIGMAS, generator, images, random_params, refinenets
 
 from lib.initial import constant, initialised
-from lib.run import UserError
+from lib.process import UserError
 from ncsn import model, refinenet
 from ncsn.blocks import MLP
 from ncsn.model import edm, ncsn_v1, ncsn_v2

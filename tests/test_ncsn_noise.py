@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
 
-from lib.run import UserError
+from lib.process import UserError
 from ncsn import noise
 
 RNG = np.random.default_rng(0)

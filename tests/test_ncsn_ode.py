@@ -9,7 +9,7 @@ import pytest
 from ncsn_cases import COVARIANCE, MEAN, assert_moments, chain, flow, gaussian_score, sample_keys
 
 from lib.latents import slerp
-from lib.run import UserError
+from lib.process import UserError
 from ncsn.noise import karras
 from ncsn.ode import Churn, dpm_solver, euler, heun, probability_flow, transport
 from ncsn.samplers import NOISE, fixed, gaussian, normal

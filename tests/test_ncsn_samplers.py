@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import make_mesh
 from ncsn.constraints import inpaint
 from ncsn.langevin import ladder, predictor_corrector, reverse_diffusion

@@ -7,7 +7,7 @@ import pytest
 from scipy.integrate import solve_ivp
 from scipy.stats import norm
 
-from lib.run import UserError
+from lib.process import UserError
 from ncsn import sde, toys
 
 PROCESSES = [sde.VE(), sde.VE(0.02, 3.0), sde.VP(), sde.SubVP(), sde.VP(0.5, 0.5)]

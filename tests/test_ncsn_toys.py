@@ -7,7 +7,7 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from lib.run import UserError
+from lib.process import UserError
 from ncsn import toys
 
 RNG = np.random.default_rng(0)

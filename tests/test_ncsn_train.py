@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.spatial.distance
 
-from lib.run import UserError
+from lib.process import UserError
 from ncsn import data, experiment
 from ncsn.__main__ import main
 from ncsn.config import PRESETS, SAMPLERS, Config, Data, Noise, Sampling, parse_sampler

@@ -9,7 +9,7 @@ import pytest
 from ncsn_networks import generator, random_params
 
 from lib.initial import initialised
-from lib.run import UserError
+from lib.process import UserError
 from ncsn import unet
 from ncsn.blocks import MLP, elu, pixel_mean
 from ncsn.model import edm, edm_energy

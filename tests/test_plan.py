@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from lib.plan import Cost, Machine, collectives, cost, predicted_s
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import compile_step, fetch, make_mesh, place, shard_largest
 from lib.train import init_state, make_step
 

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from lib.data import FullBatch, Resident
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import DATA, compile_step, example_keys, fetch, make_mesh, place, pmean, spread_pixels, varying
 from lib.train import fit, init_state, make_step
 

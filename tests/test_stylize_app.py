@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from lib import images
-from lib.run import RunFolder, UserError
+from lib.process import UserError
+from lib.run import RunFolder
 from lib.shard import make_mesh
 from stylize import app, optimize, training
 from stylize.__main__ import main

@@ -13,7 +13,7 @@ from launch.bench.__main__ import _stylize
 from launch.bench.rounds import check_same
 from lib.child import answers
 from lib.features import weights
-from lib.run import UserError
+from lib.process import UserError
 from stylize import timing
 
 pytestmark = pytest.mark.slow  # long; `make test-slow`

@@ -310,7 +310,7 @@ def test_a_run_folder_in_use(here, desk, line, package, monkeypatch):
 
 SCRIPT = """
 import sys
-from lib.run import command
+from lib.process import command
 from stylize.__main__ import main
 code = command(main, sys.argv[1:])
 slow = {"jax", "flax", "optax", "matplotlib", "skimage", "cv2"} & set(sys.modules)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lib.run import UserError
+from lib.process import UserError
 from stylize import flow, movies
 
 HEIGHT, WIDTH = 96, 128

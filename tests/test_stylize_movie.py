@@ -13,7 +13,8 @@ import pytest
 from lib import config as configs
 from lib import images, shard
 from lib.checkpoint import Checkpoints
-from lib.run import SIGNALS, RunFolder, UserError
+from lib.process import SIGNALS, UserError
+from lib.run import RunFolder
 from lib.shard import make_mesh
 from stylize import clips, commands, movie, movies, training
 from stylize import evaluate as evaluation

@@ -12,7 +12,7 @@ import pytest
 from av.stream import Disposition
 from PIL import Image
 
-from lib.run import UserError
+from lib.process import UserError
 from stylize import movies
 from stylize.writer import Writer
 

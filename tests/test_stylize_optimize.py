@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lib.run import RunFolder, UserError
+from lib.process import UserError
+from lib.run import RunFolder
 from lib.shard import make_mesh
 from stylize.config import BASELINES, Optimization, Perception
 from stylize.optimize import Task, compile_trace, noise, objective, optimize, scales, targets

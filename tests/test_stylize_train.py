@@ -11,7 +11,8 @@ import pytest
 
 from lib import config as configs
 from lib import images, shard
-from lib.run import SIGNALS, RunFolder, UserError
+from lib.process import SIGNALS, UserError
+from lib.run import RunFolder
 from lib.shard import make_mesh
 from stylize import data, training
 from stylize.__main__ import main

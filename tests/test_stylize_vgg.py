@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lib.run import UserError
+from lib.process import UserError
 from stylize import vgg
 from stylize.config import Perception
 from tests.stylize_cases import smooth, tiny_network

@@ -18,7 +18,7 @@ import pytest
 
 from lib.checkpoint import Checkpoints
 from lib.data import FullBatch, Resident, Streamed
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import REPLICA, example_keys, fetch, make_mesh, make_state
 from lib.train import State, fit, init_state, make_step
 
@@ -347,7 +347,7 @@ def test_a_replica_that_diverges_is_found_at_its_step():
 
 # Signals and kills, in processes of their own
 
-CHILD = "import sys, test_train; from lib.run import command; sys.exit(command(test_train.child))"
+CHILD = "import sys, test_train; from lib.process import command; sys.exit(command(test_train.child))"
 
 
 def child(argv):

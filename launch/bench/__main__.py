@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import parse
-from lib.run import UserError, command, read_json, write_text
+from lib.process import UserError, command
+from lib.run import read_json, write_text
 
 BENCHMARKS = ("convolution", "hnn", "ncsn", "inception", "stylize", "gan", "scaling")
 

@@ -23,7 +23,8 @@ from flax import linen as nn
 from launch.bench.rounds import interleaved, options, torch_with_all_cores
 from lib import conv
 from lib.data import FullBatch
-from lib.run import UserError, command, environment, write_json
+from lib.process import UserError, command
+from lib.run import environment, write_json
 from lib.shard import cores, make_mesh, place, start
 from lib.train import compile_chunk, init_state, make_step
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from lib.child import peak_memory_mib, work
-from lib.run import UserError, command
+from lib.process import UserError, command
 
 
 class Generator(nn.Module):

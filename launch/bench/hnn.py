@@ -31,7 +31,8 @@ import numpy as np
 
 from launch.bench.rounds import need_torch
 from lib.child import Child
-from lib.run import UserError, command, environment, write_json
+from lib.process import UserError, command
+from lib.run import environment, write_json
 
 if TYPE_CHECKING:
     from torch import nn

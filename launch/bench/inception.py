@@ -20,7 +20,8 @@ from jax.sharding import PartitionSpec as P
 
 from launch.bench.rounds import interleaved, options, torch_with_all_cores
 from lib.features import inception
-from lib.run import UserError, command, environment, write_json
+from lib.process import UserError, command
+from lib.run import environment, write_json
 from lib.shard import DATA, compiler_options, cores, make_mesh, place, start
 
 SIZE_PX = 32

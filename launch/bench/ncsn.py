@@ -33,7 +33,8 @@ from typing import Any
 
 from launch.bench.rounds import need_torch
 from lib.child import Child
-from lib.run import UserError, command, environment, write_json
+from lib.process import UserError, command
+from lib.run import environment, write_json
 from lib.shard import cores
 
 PROBLEMS = ("mlp", "unet", "refinenet")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from launch.bench.ncsn_torch_nets import MLP, RefineNet, UNet, state_dict
 from lib.child import peak_memory_mib, work
-from lib.run import UserError, command
+from lib.process import UserError, command
 
 Score = Callable[[Tensor, float], Tensor]
 """(x, sigma of all) -> like x"""

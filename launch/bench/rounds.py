@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import cores
 
 T = TypeVar("T")

@@ -25,7 +25,8 @@ from typing import Any
 
 from launch.bench.rounds import options
 from lib.cluster import peers
-from lib.run import UserError, command, environment, read_json, write_json
+from lib.process import UserError, command
+from lib.run import environment, read_json, write_json
 
 SCALING_BAR, PREDICTION_BAR = 0.85, 0.25
 IMAGES = 16

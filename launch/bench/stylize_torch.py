@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.child import peak_memory_mib, work
-from lib.run import UserError, command
+from lib.process import UserError, command
 
 Answer = dict[str, Any]
 Arrays = dict[str, np.ndarray]

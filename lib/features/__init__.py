@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lib.run import UserError
+from lib.process import UserError
 
 if TYPE_CHECKING:
     from lib.features.net import FeatureNet

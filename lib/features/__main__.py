@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from lib.features import CLASSIFIERS, INCEPTIONS
-from lib.run import UserError, command
+from lib.process import UserError, command
 
 HELP = """usage: python -m lib.features COMMAND ...
 

@@ -25,7 +25,7 @@ from lib.batch_norm import channel_moments
 from lib.conv import Conv
 from lib.features import CLASSIFIERS, weights
 from lib.features.net import FeatureNet, Features
-from lib.run import UserError
+from lib.process import UserError
 
 FOLDER = Path(__file__).parent / "pretrained"
 

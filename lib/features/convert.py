@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.features import inception, vgg, weights
-from lib.run import UserError
+from lib.process import UserError
 
 Arrays = Mapping[str, np.ndarray]
 

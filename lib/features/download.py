@@ -24,7 +24,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from lib.run import UserError
+from lib.process import UserError
 
 REACH_S = 3.5
 """seconds in which the server must accept a connection, name look-up included"""

@@ -24,7 +24,7 @@ from jax import lax
 from lib import conv
 from lib.features import weights
 from lib.features.net import FeatureNet, Features
-from lib.run import UserError
+from lib.process import UserError
 
 SIZE_PX, POOL, CLASSES = 299, 2048, 1008
 BATCH_NORM_EPS = 1e-3

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lib.run import UserError
+from lib.process import UserError
 
 
 @dataclass(frozen=True)

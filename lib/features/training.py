@@ -32,8 +32,9 @@ from lib.features.calibration import fit_temperature, score
 from lib.features.classifier import Design
 from lib.features.net import outputs
 from lib.features.recipes import PRESETS, Config
+from lib.process import UserError
 from lib.report import Page, text_table
-from lib.run import RunFolder, UserError, read_json, write_bytes, write_json, write_text
+from lib.run import RunFolder, read_json, write_bytes, write_json, write_text
 from lib.train import State, Step, fit, init_state
 
 PACKAGE = "lib.features"

@@ -23,7 +23,7 @@ import numpy as np
 from lib import conv, winograd
 from lib.data import DATA_VARIABLE, data_folder
 from lib.features import classifier, weights
-from lib.run import UserError
+from lib.process import UserError
 
 Pooling = Literal["max", "average"]
 

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from lib.features.download import weights_folder
-from lib.run import UserError, write_bytes
+from lib.process import UserError
+from lib.run import write_bytes
 
 SUFFIX = ".safetensors"
 _SHOWN = 3

@@ -15,7 +15,8 @@ import tyro
 from lib import config as configs
 from lib.metrics.measure import LEAST, Metric, measure
 from lib.metrics.result import table, to_json
-from lib.run import UserError, command, finite_or_none
+from lib.process import UserError, command
+from lib.run import finite_or_none
 
 _PROG = "python -m lib.metrics"
 

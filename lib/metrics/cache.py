@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from lib.features.net import FeatureNet
 from lib.metrics.images import Images
 from lib.metrics.statistics import SAMPLE_SEED, SPLITS, Statistics
-from lib.run import tell
+from lib.process import tell
 
 VERSION = 1
 """changed whenever the same images and weights would give other statistics"""

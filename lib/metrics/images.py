@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from lib.data import tfds_rows
 from lib.images import STILLS, files, opened, to_uint8
-from lib.run import UserError
+from lib.process import UserError
 
 ALREADY_WHOLE = "uint8 as given"
 ROUNDED = "[-1, 1] rounded to the nearest of 256"

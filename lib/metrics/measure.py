@@ -15,7 +15,7 @@ from lib.metrics import cache, frechet, kernel, manifold
 from lib.metrics.images import Images
 from lib.metrics.result import Protocol, Result
 from lib.metrics.statistics import SPLITS, Statistics, check_fits, summarize
-from lib.run import UserError
+from lib.process import UserError
 
 Metric = Literal["fid", "is", "kid", "precision", "recall", "density", "coverage", "copying"]
 # how many images of each set the metric is defined for

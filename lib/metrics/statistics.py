@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from lib.features.net import FeatureNet, outputs
 from lib.metrics.images import Images
 from lib.metrics.inception_score import InceptionSums
-from lib.run import UserError
+from lib.process import UserError
 from lib.shard import make_mesh
 
 SPLITS = 10
