@@ -36,6 +36,7 @@ def call(here):
     return call
 
 
+@pytest.mark.slow
 def test_from_training_to_report_and_resumed_to_the_bit(call, here):
     out = call(DIGITS)
     numbers = numbers_of("R")

@@ -292,7 +292,12 @@ def test_a_sharded_state_is_made_in_parts_and_trains_like_a_whole_one():
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [((4, True), (2, False)), ((1, False), (4, True)), ((4, True), (2, True))]
+    ("before", "after"),
+    [
+        pytest.param((4, True), (2, False), marks=pytest.mark.slow),
+        pytest.param((1, False), (4, True), marks=pytest.mark.slow),
+        ((4, True), (2, True)),
+    ],
 )
 def test_saved_as_parts_or_whole_it_goes_on_as_either_on_any_devices(tmp_path, before, after):
     state = None
