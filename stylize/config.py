@@ -131,7 +131,8 @@ class Network:
     """of the last convolution: what is beyond black and white costs a little in training, or the paper's tanh, which
     saturates there: pixels that are beyond hardly come back"""
     memory: bool = False
-    """for movies: the network also sees the stylised frame before, moved to this one, and where that is reliable"""
+    """for movies: the network also sees the stylised frame before, moved to this one, and where that is reliable, and
+    mixes it with a new one"""
 
     def __post_init__(self) -> None:
         _require(self.width >= 1 and self.blocks >= 1, "network.width and network.blocks must be positive")

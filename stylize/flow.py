@@ -118,10 +118,10 @@ def warping_errors(
     errors: list[list[float]] = [[] for _ in movies]
     shares = []
     past: deque[tuple[np.ndarray, ...]] = deque(maxlen=gap)
-    for outputs in itertools.zip_longest(*movies, inputs):
-        if any(output is None for output in outputs):
+    for frames in itertools.zip_longest(*movies, inputs):
+        if any(image is None for image in frames):
             raise UserError("the stylised movie and its input have different numbers of frames")
-        *outputs, frame = outputs
+        *outputs, frame = frames
         for output in outputs:
             if output.shape != frame.shape:
                 raise UserError(
@@ -136,7 +136,7 @@ def warping_errors(
                 difference = (warp(output, motion)[0] - earlier_output) / 2  # from [-1, 1] to [0, 1]
                 if mask.any():
                     found.append(np.square(difference, dtype=np.float64).mean(-1)[mask].mean())
-        past.append((*outputs, frame))
+        past.append(frames)
     if not shares:
         raise UserError(f"a warping error over {gap} frames needs at least {gap + 1} of them")
     share = float(np.mean(shares))

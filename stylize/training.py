@@ -23,7 +23,7 @@ from lib.data import Beside, Resident
 from lib.plan import Outline
 from lib.process import UserError
 from lib.run import RunFolder
-from lib.shard import DATA, example_keys, fetch, make_mesh, make_state, most_devices
+from lib.shard import DATA, example_keys, fetch, make_mesh, make_state, most_devices, varying
 from lib.train import Loss, Metrics, State, fit, init_state, make_step
 from stylize import data
 from stylize.config import Config
@@ -149,22 +149,24 @@ def _film(
     """
     size = photo.shape[1]
 
-    def frame(carry: tuple[jax.Array, jax.Array, jax.Array], k: jax.Array) -> tuple[Any, None]:
-        places, seen, before = carry
+    def frame(carry: Any, k: jax.Array) -> tuple[Any, None]:
+        places, _, seen, before = carry
         shown = jnp.clip(stylize(seen, before), -1, 1)  # as a movie's frames are
 
         def one(photo: jax.Array, places: jax.Array, shown: jax.Array, key: jax.Array) -> Any:
             move_key, noise_key = jax.random.split(jax.random.fold_in(key, k))
             places, before = _next_frame(places, shown, move_key)
             clean = data.warp(photo, places)[0]
-            return places, jnp.clip(clean + data.film_noise(noise_key, size), -1, 1), before
+            return places, clean, jnp.clip(clean + data.film_noise(noise_key, size), -1, 1), before
 
         return jax.vmap(one)(photo, places, shown, keys), None
 
     places = jnp.broadcast_to(data.grid(size), (len(photo), size, size, 2))
     blank = jnp.zeros((*photo.shape[:3], 4))
-    (places, seen, before), _ = jax.lax.scan(frame, (places, photo, blank), jnp.arange(_FRAMES_BEFORE))
-    return jax.vmap(lambda x, at: data.warp(x, at)[0])(photo, places), seen, before
+    start = varying((places, photo, photo, blank))
+    (_, *last), _ = jax.lax.scan(frame, start, jnp.arange(_FRAMES_BEFORE))
+    clean, seen, before = last
+    return clean, seen, before
 
 
 def _next_frame(places: jax.Array, shown: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
