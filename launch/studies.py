@@ -54,12 +54,11 @@ STUDIES = {
         {
             "starry_night": (
                 f"train small {_STARRY} --photos {_PHOTOS}/train --out {{run}} --resume",
-                f"evaluate {{run}} --photos {_PHOTOS}/val --iterations 60",
+                f"evaluate {{run}} --photos {_PHOTOS}/val --against gatys",
             ),
             "movie": (
                 f"train movie {_STARRY} {{data}}/paintings/the_scream.jpg --photos {_PHOTOS}/train "
-                "--warm-start {runs}/starry_night --optim.steps 1300 --optim.whole 1 --optim.lr 2e-3 "
-                "--out {run} --resume",
+                "--warm-start {runs}/starry_night --out {run} --resume",
                 f"evaluate {{run}} --photos {_PHOTOS}/val --against --clips {{data}}/video/bikes.mp4 "
                 "{data}/video/bigbuckbunny.mp4",
             ),

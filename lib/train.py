@@ -151,6 +151,7 @@ def fit(
     *,
     steps: int,
     mesh: Mesh,
+    of: int | None = None,
     how: How = "shard_map",
     replicas: int | None = None,
     sharded: bool = False,
@@ -167,6 +168,7 @@ def fit(
     on signals. A hook `(every, fn)` calls `fn(state, step)` at the first chunk end at or after each multiple of
     `every`; where it returns True, training ends there, with a checkpoint.
 
+    `of`: where the whole training ends, if it goes on after `steps`; for messages.
     `replicas`: how many independent runs lead every array of `state` and `source.constant` (mesh axis "replica").
     `sharded`: the state is spread over the devices too (`lib.shard.shard_largest`); XLA divides the work, under `jit`.
     Raises UserError where the loss or the parameters stop being finite, Stopped after a signal; the checkpoint then on
@@ -194,7 +196,7 @@ def fit(
         xs = source.per_step(first, count)
         return xs if how == "pmap" else place(xs, mesh, per_step_spec)
 
-    with SIGNALS.deferred(), _bar(progress, done, steps) as bar, _with_others() as watchdog:
+    with SIGNALS.deferred(), _bar(progress, done, of or steps) as bar, _with_others() as watchdog:
         upcoming = inputs(done)
         while done < steps:
             count = jax.tree.leaves(upcoming)[0].shape[0]
@@ -218,7 +220,7 @@ def fit(
             if code is not None:
                 if checkpoints is not None:
                     checkpoints.wait()
-                raise Stopped(code, f"at step {done} of {steps}; --resume goes on from there")
+                raise Stopped(code, f"at step {done} of {of or steps}; --resume goes on from there")
             if ended:
                 break
         if checkpoints is not None:

@@ -13,7 +13,7 @@ from lib.process import UserError
 from stylize import movies
 from stylize.apply import Stylizer
 from stylize.evaluate import Judge, Picture
-from stylize.flow import warping_errors
+from stylize.flow import dis, warping_errors
 from stylize.movie import stylize_movie
 from stylize.training import Trained
 from stylize.vgg import LossNetwork
@@ -21,8 +21,10 @@ from stylize.vgg import LossNetwork
 PROTOCOL = (
     "Movies: CLIP.E_warp is the mean squared difference (pixels in [0, 1]) of each frame to the next one brought to "
     "its place, where the motion is reliable (reliable_share: of the pixels); motion of the input by Farneback's "
-    "method, while the network's memory uses DIS. CLIP.per_frame: the same network without its memory. CLIP.input: the "
-    "clip itself. E_warp_5: five frames apart. objective, style, content: of every tenth frame."
+    "method, while the network's memory uses DIS. E_warp_agreed: only where both find the same to less than a pixel, "
+    "which leaves out smooth surfaces that move fast and by Farneback's method stand still. E_warp_5: five frames "
+    "apart. CLIP.per_frame: the same network without its memory. CLIP.input: the clip itself. objective, style, "
+    "content: of every tenth frame."
 )
 _EVERY, _FAR = 10, 5
 
@@ -57,8 +59,8 @@ def evaluate(
     say(f"measuring {path.name}")
     sources = {**made, f"{name}.input": path}
     numbers: dict[str, float] = {}
-    for label, gap in {"": 1, f"_{_FAR}": _FAR}.items():
-        found = warping_errors([_images(source) for source in sources.values()], _images(path), gap=gap)
+    for label, check, gap in (("", None, 1), ("_agreed", dis, 1), (f"_{_FAR}", None, _FAR)):
+        found = warping_errors([_images(source) for source in sources.values()], _images(path), check=check, gap=gap)
         numbers |= {f"{key}.E_warp{label}": one.error for key, one in zip(sources, found, strict=True)}
         numbers[f"{name}.input.reliable_share{label}"] = found[0].reliable_share
     for key, movie in made.items():

@@ -33,10 +33,13 @@ class Perception:
 
     weights: str | None = None
     """file of VGG weights (default: the cache, the data folder, or the small network that is part of the package)"""
+    layers: Literal["gatys", "johnson"] = "gatys"
+    """whose layers are compared where none are named: those of Gatys et al., styles at relu1_1 to relu5_1 and contents
+    at relu4_2, or of Johnson et al., at relu1_2 to relu4_3 and relu2_2; as deep as the weights reach"""
     style_layers: tuple[str, ...] = ()
-    """e.g. relu1_1 relu2_1, or pixels (default: relu1_1 to relu5_1, as deep as the weights reach)"""
+    """e.g. relu1_1 relu2_1, or pixels"""
     content_layers: tuple[str, ...] = ()
-    """e.g. relu4_2 (default: that one, or the deepest but one that the weights reach)"""
+    """e.g. relu4_2"""
     style_weight: float = 50.0
     content_weight: float = 1.0
     tv_weight: float = 3.0
@@ -157,6 +160,8 @@ class Optim:
     knows an image by what it sees of it, and in use that is everything"""
     lr: float = 3e-3
     """peak learning rate; adam: 1e-3"""
+    whole_lr: float | None = None
+    """what whole squares begin with after crops, to fall on a cosine of their own (none: one cosine for all)"""
     final_lr: float = 0.0
     """learning rate after the last step, as a fraction of the peak"""
     warmup: float = 0.02
@@ -171,6 +176,8 @@ class Optim:
         _require(self.crop_px >= 32 and self.crop_px % 4 == 0, "optim.crop_px must be a multiple of 4, 32 or more")
         _require(0 <= self.whole <= 1, "optim.whole must be between 0 and 1, a share of the steps")
         _positive("optim.lr", self.lr)
+        if self.whole_lr is not None:
+            _positive("optim.whole_lr", self.whole_lr)
         _require(0 <= self.final_lr <= 1, "optim.final_lr must be between 0 and 1, a fraction of lr")
         _require(0 <= self.warmup < 1, "optim.warmup must be at least 0 and below 1, a fraction of the steps")
         _require(0 <= self.identity < 1, "optim.identity must be at least 0 and below 1")
@@ -217,22 +224,27 @@ class Config:
         )
 
 
+_JOHNSON = Perception(layers="johnson", style_weight=20.0)
 _SMALL = Config(
     photo_px=256,
-    perception=Perception(style_weight=20.0),
+    perception=_JOHNSON,
     network=Network(width=16),
-    optim=Optim(steps=14_000, batch_size=1, crop_px=128, whole=0.3),
+    optim=Optim(steps=18_000, batch_size=1, crop_px=128, whole=0.14, whole_lr=1e-3),
 )
 
 PRESETS: dict[str, Config] = {
     # Two hours on two cores; the released networks of Johnson et al. with instance normalisation are as narrow.
     "small": _SMALL,
+    # To go on from a network for images (warm_start), for which half an hour is enough.
     "movie": replace(
-        _SMALL, network=replace(_SMALL.network, memory=True), optim=replace(_SMALL.optim, temporal_weight=50.0)
+        _SMALL,
+        network=replace(_SMALL.network, memory=True),
+        optim=replace(_SMALL.optim, steps=1300, lr=2e-3, whole=1.0, whole_lr=None, temporal_weight=50.0),
     ),
     # 40,000 steps of 4 photographs at 256 pixels, for a GPU.
-    "full": Config(optim=Optim(steps=40_000)),
+    "full": Config(perception=_JOHNSON, optim=Optim(steps=40_000)),
     "paper": Config(
+        perception=_JOHNSON,
         network=Network(upsampling="transposed", output="tanh"),
         optim=Optim("adam", steps=40_000, lr=1e-3, final_lr=1.0, warmup=0.0, identity=0.0),
     ),

@@ -110,9 +110,18 @@ def warping_error(
 
 
 def warping_errors(
-    movies: Sequence[Iterable[np.ndarray]], inputs: Iterable[np.ndarray], *, flow: Flow = farneback, gap: int = 1
+    movies: Sequence[Iterable[np.ndarray]],
+    inputs: Iterable[np.ndarray],
+    *,
+    flow: Flow = farneback,
+    check: Flow | None = None,
+    gap: int = 1,
 ) -> list[WarpingError]:
-    """`warping_error` of several movies made of one input, whose motion is found once for all of them."""
+    """`warping_error` of several movies made of one input, whose motion is found once for all of them.
+
+    With `check`, another method, pixels count only where the two find the same to less than a pixel: what moves fast
+    and has little texture can pass for standing still, forward and backward.
+    """
     if gap < 1:
         raise ValueError(f"a gap of {gap} frames")
     errors: list[list[float]] = [[] for _ in movies]
@@ -131,6 +140,8 @@ def warping_errors(
             *earlier_outputs, earlier = past[0]
             motion = flow(earlier, frame)
             mask = reliable(motion, flow(frame, earlier))
+            if check is not None:
+                mask &= np.sum((motion - check(earlier, frame)) ** 2, -1) < 1
             shares.append(mask.mean())
             for found, output, earlier_output in zip(errors, outputs, earlier_outputs, strict=True):
                 difference = (warp(output, motion)[0] - earlier_output) / 2  # from [-1, 1] to [0, 1]

@@ -26,7 +26,7 @@ from lib.run import RunFolder
 from lib.shard import DATA, example_keys, fetch, make_mesh, make_state, most_devices, varying
 from lib.train import Loss, Metrics, State, fit, init_state, make_step
 from stylize import data
-from stylize.config import Config
+from stylize.config import Config, Optim
 from stylize.loss import Arrays, content_losses, content_of, gram, gram_distance, style_of, total_variation
 from stylize.model import TransferNet
 from stylize.vgg import LossNetwork
@@ -47,10 +47,14 @@ def build_model(config: Config) -> TransferNet:
 def optimizer(config: Config) -> optax.GradientTransformation:
     """Muon, with the size of Adam's updates, or Adam; the learning rate up over the warm-up, then down on a cosine."""
     optim = config.optim
-    warmup = min(round(optim.warmup * optim.steps), optim.steps - 1)
+    first = optim.steps if optim.whole_lr is None else _crops(optim) or optim.steps
+    warmup = min(round(optim.warmup * optim.steps), first - 1)
     rate = optax.warmup_cosine_decay_schedule(
-        0.0 if warmup else optim.lr, optim.lr, warmup, optim.steps, optim.final_lr * optim.lr
+        0.0 if warmup else optim.lr, optim.lr, warmup, first, optim.final_lr * optim.lr
     )
+    if optim.whole_lr is not None and first < optim.steps:
+        again = optax.cosine_decay_schedule(optim.whole_lr, optim.steps - first, optim.final_lr)
+        rate = optax.join_schedules([rate, again], [first])
     if optim.algorithm == "adam":
         method = optax.adam(rate)
     else:
@@ -77,9 +81,14 @@ def start_state(config: Config) -> State:
 def phases(config: Config) -> list[tuple[int, int]]:
     """(side of the squares that are seen, number of the last step of it), one after the other."""
     optim = config.optim
-    crops = optim.steps - round(optim.whole * optim.steps)
+    crops = _crops(optim)
     found = [(optim.crop_px, crops), (photo_px(config), optim.steps)]
     return [(side, last) for (side, last), before in zip(found, (0, crops), strict=True) if last > before]
+
+
+def _crops(optim: Optim) -> int:
+    """The number of steps that see crops."""
+    return optim.steps - round(optim.whole * optim.steps)
 
 
 def photo_px(config: Config) -> int:
@@ -319,6 +328,7 @@ def train(
                 make_step(build_loss(config, network, side), optimizer(config)),
                 source,
                 steps=last,
+                of=config.optim.steps,
                 mesh=mesh,
                 sharded=sharded,
                 steps_per_call=_STEPS_PER_CALL,

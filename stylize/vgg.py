@@ -15,8 +15,11 @@ from lib.features.vgg import VGG
 from lib.process import UserError
 from stylize.config import Perception
 
-_STYLE = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")  # of Gatys et al.
-_CONTENT = "relu4_2"
+_STYLE = {
+    "gatys": ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"),  # arXiv 1508.06576, section "Methods"
+    "johnson": ("relu1_2", "relu2_2", "relu3_3", "relu4_3"),  # arXiv 1603.08155, section 4.1
+}
+_CONTENT = {"gatys": "relu4_2", "johnson": "relu2_2"}
 PIXELS = "pixels"
 """the image itself, from black 0 to white 1: its Gram matrix is what the colours have in common"""
 
@@ -77,8 +80,8 @@ def load(options: Perception, say: Callable[[str], None] = lambda text: None) ->
                 "no VGG-19 found: the small loss network of the package is used, with less quality; "
                 f"`python -m lib.features get vgg19`, --perception.weights FILE or {DATA_VARIABLE} bring VGG"
             )
-    style = options.style_layers or _default_style(found)
-    content = options.content_layers or (_default_content(found),)
+    style = options.style_layers or _default_style(found, options.layers)
+    content = options.content_layers or (_default_content(found, options.layers),)
     network = LossNetwork(vgg.prepared(found.params), found.weights_sha256, style, content, options.pooling)
     possible = [PIXELS, *(layer for layer in found.layers if not layer.startswith("pool"))]
     for layer in network.layers:
@@ -87,21 +90,21 @@ def load(options: Perception, say: Callable[[str], None] = lambda text: None) ->
     return network
 
 
-def _default_style(found: VGG) -> tuple[str, ...]:
-    """The published ones that there are, and in their deepest block the last one too where blocks are missing.
+def _default_style(found: VGG, whose: str) -> tuple[str, ...]:
+    """The published ones that there are; of Gatys et al. also the deepest of all where blocks are missing.
 
     A network as small as that of the package knows edges but hardly any colours: there the pixels count too.
     """
-    style = [layer for layer in _STYLE if layer in found.layers]
+    style = [layer for layer in _STYLE[whose] if layer in found.layers]
     last = _relus(found)[-1]
-    if len(style) < len(_STYLE) and last not in style:
+    if whose == "gatys" and len(style) < len(_STYLE[whose]) and last not in style:
         style.append(last)
     return (PIXELS, *style) if found.layers == vgg.layer_names(9) else tuple(style)
 
 
-def _default_content(found: VGG) -> str:
+def _default_content(found: VGG, whose: str) -> str:
     """The published one, or the deepest but one."""
-    return _CONTENT if _CONTENT in found.layers else _relus(found)[-2]
+    return _CONTENT[whose] if _CONTENT[whose] in found.layers else _relus(found)[-2]
 
 
 def _relus(found: VGG) -> list[str]:

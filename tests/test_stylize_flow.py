@@ -171,6 +171,19 @@ def test_several_movies_share_the_motion_of_their_input():
     assert len(calls) == 6
 
 
+def test_pixels_count_where_another_method_finds_the_same():
+    """In the left half the other method finds a pixel and a half more."""
+    inputs = [view(WORLD, 0, 0)] * 3
+    left = np.arange(WIDTH) < WIDTH // 2
+    movie = [0.2 * k * left[:, None] + np.zeros_like(inputs[0]) for k in range(3)]
+    still = lambda first, second: constant(0, 0, HEIGHT, WIDTH)  # noqa: E731
+    other = lambda first, second: constant(0.9, 0, HEIGHT, WIDTH) + np.where(left, 0.6, 0)[:, None]  # noqa: E731
+    (whole,) = flow.warping_errors([movie], inputs, flow=still)
+    (agreed,) = flow.warping_errors([movie], inputs, flow=still, check=other)
+    assert (whole.error, whole.reliable_share) == (pytest.approx(0.1**2 / 2), 1)
+    assert (agreed.error, agreed.reliable_share) == (0, 0.5)
+
+
 def test_warping_error_without_a_reliable_pixel():
     frames = [view(WORLD, 0, 0)] * 3
     error, share, pairs = flow.warping_error(frames, frames, flow=lambda first, second: constant(999, 0, HEIGHT, WIDTH))

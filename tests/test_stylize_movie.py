@@ -179,9 +179,11 @@ def test_flicker_is_measured(here, desk, monkeypatch):
     code, out, err = here("evaluate R --photos photos --clips my.clip.mp4 --out E")
     assert code == 0, err
     numbers = json.loads((desk / "E" / "evaluation.json").read_text())
-    expected = {f"my_clip.input.{metric}" for metric in ("E_warp", "E_warp_5", "reliable_share", "reliable_share_5")}
+    labels = ("", "_agreed", "_5")
+    expected = {f"my_clip.input.{metric}{label}" for metric in ("E_warp", "reliable_share") for label in labels}
     for name in ("my_clip", "my_clip.per_frame"):
-        expected |= {f"{name}.{metric}" for metric in ("E_warp", "E_warp_5", "objective", "style", "content")}
+        expected |= {f"{name}.E_warp{label}" for label in labels}
+        expected |= {f"{name}.{metric}" for metric in ("objective", "style", "content")}
     assert numbers.keys() == {*expected, "network.objective", "protocol"}
     assert all(np.isfinite(numbers[name]) and numbers[name] > 0 for name in expected)
     assert 0 < numbers["my_clip.input.E_warp"] < 0.01 and 0.5 < numbers["my_clip.input.reliable_share"] <= 1

@@ -1,5 +1,6 @@
 """python -m stylize train, apply and evaluate, whole, on small images; and the parts that training is made of."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -199,6 +200,32 @@ def test_the_first_step_of_a_learning_rate(name, config):
     updates, _ = jax.jit(tx.update)({"w": jnp.ones(1)}, tx.init(params), params)
     at_once = name in ("one step", "paper")
     np.testing.assert_allclose(updates["w"], -config.optim.lr if at_once else 0, rtol=1e-4)
+
+
+def test_whole_squares_have_a_learning_rate_of_their_own():
+    """Crops fall to nothing, whole squares begin anew; without any crops, the rate is that of one phase."""
+    shared = Optim("adam", steps=100, lr=0.1, warmup=0.02)
+    rates = lambda **options: _rates(dataclasses.replace(shared, **options))  # noqa: E731
+    own = rates(whole=0.4, whole_lr=0.02)
+    cosine = lambda n: (1 + np.cos(np.pi * np.arange(n) / n)) / 2  # noqa: E731
+    np.testing.assert_allclose(own, [0.0, 0.05, *0.1 * cosine(58), *0.02 * cosine(40)], rtol=1e-3, atol=1e-6)
+    one = rates(whole=0.4)
+    np.testing.assert_array_equal(rates(whole=1.0, whole_lr=0.02), one)
+    np.testing.assert_array_equal(rates(whole=0.0, whole_lr=0.02), one)
+    with pytest.raises(UserError, match="optim.whole_lr must be positive"):
+        Optim(whole_lr=0.0)
+
+
+def _rates(optim):
+    """The learning rates of all steps: Adam's updates of a gradient that does not change are as large."""
+    tx = training.optimizer(Config(photo_px=256, optim=optim))
+    params, gradient = jnp.zeros(1), jnp.full(1, 0.5)
+
+    def step(state, _):
+        update, state = tx.update(gradient, state, params)
+        return state, -update[0]
+
+    return np.asarray(jax.lax.scan(step, tx.init(params), length=optim.steps)[1])
 
 
 def test_muon_moves_all_directions_of_a_kernel_equally():

@@ -22,6 +22,8 @@ def test_the_small_network_stands_in_and_sees_colours_by_the_pixels():
     network = vgg.load(Perception(), said.append)
     assert network.style_layers == ("pixels", "relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu4_2")
     assert network.content_layers == ("relu4_2",)
+    fast = vgg.load(Perception(layers="johnson"))
+    assert fast.style_layers == ("pixels", "relu1_2", "relu2_2") and fast.content_layers == ("relu2_2",)
     (line,) = said
     assert line.startswith("no VGG-19 found: the small loss network of the package is used, with less quality")
 
@@ -30,6 +32,10 @@ def test_vgg_19_as_far_as_its_weights_reach(data_folder):
     network = vgg.load(Perception())
     assert network.style_layers == ("relu1_1", "relu2_1", "relu3_1", "relu3_4")
     assert network.content_layers == ("relu3_3",)
+    fast = vgg.load(Perception(layers="johnson"))
+    assert fast.style_layers == ("relu1_2", "relu2_2", "relu3_3") and fast.content_layers == ("relu2_2",)
+    chosen = vgg.load(Perception(layers="johnson", style_layers=("relu3_1",), content_layers=("relu3_2",)))
+    assert chosen.layers == ("relu3_1", "relu3_2")
     assert (
         network.weights_sha256 == vgg.load(Perception(weights=str(next(data_folder.glob("weights/*"))))).weights_sha256
     )
