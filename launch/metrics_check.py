@@ -16,7 +16,7 @@ import scipy.ndimage
 
 from lib.config import options_of, parse
 from lib.data import load_tfds
-from lib.images import to_uint8
+from lib.images import from_uint8, to_uint8
 from lib.metrics.images import Images, of_array, open_images
 from lib.metrics.measure import BETTER, measure
 from lib.metrics.result import Result, to_json
@@ -81,7 +81,7 @@ def sets(name: str, test: np.ndarray) -> dict[str, Images]:
     if name == "mnist":
         out["noise"] = rng.integers(0, 256, test.shape, np.uint8)
     else:
-        unit = np.float32(test) / 127.5 - 1
+        unit = from_uint8(test)
         for label, px in zip(CHAINS[name][0][1:], BLUR_PX, strict=True):
             out[label] = to_uint8(scipy.ndimage.gaussian_filter(unit, (0, px, px, 0)))
         noise = rng.standard_normal(test.shape, np.float32)

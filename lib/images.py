@@ -166,7 +166,7 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 
 
 def from_uint8(pixels: np.ndarray) -> np.ndarray:
-    """uint8 of any shape as float32 in [-1, 1]."""
+    """Levels 0..255 of any shape as float32 in [-1, 1]."""
     return np.float32(pixels) / 127.5 - 1
 
 

@@ -111,6 +111,8 @@ class Machine:
     def __post_init__(self) -> None:
         if min(self.flops_per_s, self.link_bytes_per_s, self.network_bytes_per_s, self.per_host) <= 0:
             raise UserError("what devices can do must be positive")
+        if not self.latency_s >= 0:
+            raise UserError("a latency must not be negative")
 
 
 def cost(

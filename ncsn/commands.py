@@ -191,7 +191,7 @@ def _read_for(trained: Trained, path: Path) -> np.ndarray:
         raise UserError(f"{path} is {image.shape[1]} x {image.shape[0]}, smaller than the network's {width} x {height}")
     if image.shape[:2] != (height, width):
         fitted = ImageOps.fit(Image.fromarray(to_uint8(image)), (width, height), Image.Resampling.LANCZOS)
-        image = np.asarray(fitted, np.float32) / 127.5 - 1
+        image = images.from_uint8(np.asarray(fitted))
     return image if channels == 3 else image.mean(-1, keepdims=True)
 
 

@@ -100,11 +100,11 @@ def _inpainting(
     """The right half of test images filled in, without telling the class, against filling with the mean image."""
     count = min(_INPAINTED, config.evaluation.samples, len(data.test["image"]))
     pixels = data.test["image"][:count]
-    known = pixels.astype(np.float32) / 127.5 - 1
+    known = images.from_uint8(pixels)
     missing = commands.missing_part("right", known.shape[1:])
     options = parse_sampler(config.evaluation.inpainting, config.sampling)
     filled = commands.fill(config, trained, options, known, missing, seed=config.seed)
-    mean = np.where(missing, data.train["image"].mean(0) / 127.5 - 1, known).astype(np.float32)
+    mean = np.where(missing, images.from_uint8(data.train["image"].mean(0)), known)
     rows = np.stack([known, np.where(missing, 0, known), mean, filled], axis=1)[:_NEIGHBOURS]
     sheet = images.grid(np.swapaxes(rows, 0, 1).reshape(-1, *known.shape[1:]), columns=_NEIGHBOURS)
     caption = "Test images; what is known of them; filled with the mean image; filled in by the network."

@@ -21,6 +21,7 @@ from av.stream import Disposition, Stream
 from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 
+from lib.images import from_uint8
 from lib.process import UserError
 
 FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".gif": "gif"}
@@ -102,7 +103,7 @@ def read(path: Path) -> Iterator[Frame]:
             if frame.pts is not None:
                 time_s = frame.pts * clip.time_base_s - clip.start_s
             pixels = _upright(frame, clip.height, clip.width)
-            yield Frame(np.float32(pixels) / 127.5 - 1, time_s, frame.duration * clip.time_base_s or None)
+            yield Frame(from_uint8(pixels), time_s, frame.duration * clip.time_base_s or None)
 
 
 def open_movie(path: Path) -> InputContainer:

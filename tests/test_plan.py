@@ -102,3 +102,5 @@ def test_what_cannot_be():
         cost(make_step(loss, TX), state, batch, make_mesh(3))
     with pytest.raises(UserError, match="must be positive"):
         Machine(0.0, 1.0)
+    with pytest.raises(UserError, match="a latency must not be negative"):
+        Machine(1.0, 1.0, latency_s=-1e-6)
