@@ -135,7 +135,7 @@ class Network:
     saturates there: pixels that are beyond hardly come back"""
     memory: bool = False
     """for movies: the network also sees the stylised frame before, moved to this one, and where that is reliable, and
-    mixes it with a new one"""
+    keeps some of it"""
 
     def __post_init__(self) -> None:
         _require(self.width >= 1 and self.blocks >= 1, "network.width and network.blocks must be positive")
@@ -239,7 +239,7 @@ PRESETS: dict[str, Config] = {
     "movie": replace(
         _SMALL,
         network=replace(_SMALL.network, memory=True),
-        optim=replace(_SMALL.optim, steps=1300, lr=2e-3, whole=1.0, whole_lr=None, temporal_weight=50.0),
+        optim=replace(_SMALL.optim, steps=1300, lr=2e-3, whole=1.0, whole_lr=None, temporal_weight=20.0),
     ),
     # 40,000 steps of 4 photographs at 256 pixels, for a GPU.
     "full": Config(perception=_JOHNSON, optim=Optim(steps=40_000)),

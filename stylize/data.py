@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 from lib import images
 from lib.process import UserError
 
+_BEND = -0.75  # the free parameter of cubic convolution, as OpenCV has it
 _LONGEST_SHAPE = 8  # sides of photographs: what is longer is left out
 
 
@@ -84,18 +86,34 @@ def crop(image: jax.Array, key: jax.Array, size: int) -> jax.Array:
     return jnp.where(jax.random.bernoulli(flip_key), cut[:, ::-1], cut)
 
 
-def camera(key: jax.Array, size: int) -> jax.Array:
-    """Where each pixel of the next frame was in this one: [size, size, 2] rows and columns, in pixels.
+class Camera(NamedTuple):
+    """Row or column i of what it sees is at zoom i + shift of the image, in pixels."""
+
+    zoom: jax.Array  # []
+    shift: jax.Array  # [2], of rows and of columns
+
+    def of(self, first: Camera) -> Camera:
+        """What it sees of what another one sees, as one camera."""
+        return Camera(first.zoom * self.zoom, first.zoom * self.shift + first.shift)
+
+
+def still() -> Camera:
+    """Sees an image as it is."""
+    return Camera(jnp.ones(()), jnp.zeros(2))
+
+
+def moving(key: jax.Array, size: int, speed: jax.Array | float = 1.0) -> Camera:
+    """What the next frame of a film [size, size] sees of this one.
 
     A shift of up to 8 % and a zoom of up to 5 % (fast-artistic-videos trains on such stills instead of videos), most of
-    the time much less.
+    the time much less; all of it times `speed`.
     """
     speed_key, shift_key, zoom_key = jax.random.split(key, 3)
-    speed = jax.random.uniform(speed_key) ** 2
+    speed *= jax.random.uniform(speed_key) ** 2
     shift = jax.random.uniform(shift_key, (2,), minval=-0.08, maxval=0.08) * size * speed
     zoom = 1 + jax.random.uniform(zoom_key, (), minval=-0.05, maxval=0.05) * speed
     centre = (size - 1) / 2
-    return (grid(size) - centre) * zoom + centre + shift
+    return Camera(zoom, centre * (1 - zoom) + shift)
 
 
 def grid(size: int) -> jax.Array:
@@ -115,13 +133,26 @@ def film_noise(key: jax.Array, size: int) -> jax.Array:
     return 0.05 * jax.random.uniform(strength_key) * (fine + coarse) / math.sqrt(2)
 
 
-def warp(image: jax.Array, at: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(image [h, w, c] at the places [h', w', 2], bilinearly; [h', w'] 1 where these lie inside the image)."""
-    h, w = image.shape[:2]
-    inside = jnp.all((at >= 0) & (at <= jnp.array([h - 1, w - 1])), -1)
-    low = jnp.clip(jnp.floor(at), 0, jnp.array([h - 2, w - 2])).astype(jnp.int32)
-    part = jnp.clip(at - low, 0, 1)[..., None]
-    i, j, down, right = low[..., 0], low[..., 1], part[..., 0, :], part[..., 1, :]
-    top = image[i, j] * (1 - right) + image[i, j + 1] * right
-    bottom = image[i + 1, j] * (1 - right) + image[i + 1, j + 1] * right
-    return top * (1 - down) + bottom * down, inside.astype(image.dtype)
+def seen_by(camera: Camera, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(the image [h, w, c] as the camera sees it, of the same size; [h, w] 1 where that lies inside the image).
+
+    Bicubic, as `stylize.flow.carry` brings a frame to the next one's places; the border goes on beyond it.
+    """
+    at = [camera.zoom * jnp.arange(n) + shift for n, shift in zip(image.shape[:2], camera.shift, strict=True)]
+    rows, columns = (_cubic(where, n) for where, n in zip(at, image.shape[:2], strict=True))
+    seen = jnp.einsum("ri,sj,ijc->rsc", rows, columns, image, precision="highest")
+    inside = [(where >= 0) & (where <= n - 1) for where, n in zip(at, image.shape[:2], strict=True)]
+    return seen, (inside[0][:, None] & inside[1]).astype(image.dtype)
+
+
+def _cubic(at: jax.Array, length: int) -> jax.Array:
+    """[n, length]: the weights of pixels in what is at the places [n], by cubic convolution (Keys 1981)."""
+    low = jnp.floor(at)
+    out = jnp.zeros((len(at), length))
+    for k in (-1, 0, 1, 2):
+        away = jnp.abs(at - low - k)
+        near = (_BEND + 2) * away**3 - (_BEND + 3) * away**2 + 1
+        far = _BEND * (away**3 - 5 * away**2 + 8 * away - 4)
+        place = jnp.clip(low + k, 0, length - 1).astype(jnp.int32)
+        out += jnp.where(away <= 1, near, far)[:, None] * jax.nn.one_hot(place, length)
+    return out

@@ -30,7 +30,7 @@ class WarpingError(NamedTuple):
 
 
 class Link(NamedTuple):
-    """How the previous frame is carried to the current one: `warp(previous, flow)`, good where `reliable` is 1."""
+    """How the previous frame is carried to the current one: `carry(previous, flow)`, good where `reliable` is 1."""
 
     flow: np.ndarray  # float32 [h, w, 2], from the current to the previous frame, px
     reliable: np.ndarray  # float32 [h, w], 0 or 1
@@ -67,11 +67,23 @@ def warp(image: np.ndarray, flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Samples from outside repeat the border.
     """
     height, width = flow.shape[:2]
-    x = np.arange(width, dtype=np.float32) + flow[..., 0]
-    y = np.arange(height, dtype=np.float32)[:, None] + flow[..., 1]
+    x, y = _places(flow)
     warped = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     return warped.reshape(image.shape), inside
+
+
+def carry(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """`warp`, bicubically and clipped to [-1, 1]: bilinear frames of frames of frames would lose all that is fine."""
+    moved = cv2.remap(image, *_places(flow), cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return moved.reshape(image.shape).clip(-1, 1)
+
+
+def _places(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(x, y) [h, w] that a flow leads to."""
+    height, width = flow.shape[:2]
+    x = np.arange(width, dtype=np.float32) + flow[..., 0]
+    return x, np.arange(height, dtype=np.float32)[:, None] + flow[..., 1]
 
 
 def reliable(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from stylize.config import Network
 MULTIPLE = 16
 """heights and widths that the network takes; `stylize.apply` pads others"""
 _EPSILON = 1e-5
+_KEPT = 0.5  # of the frame before, to begin with: a share that is learned pixel by pixel soon ends at all of it
 _RANGE = 150 / 127.5  # the paper's tanh, a little beyond white and black, so that these can be reached
 
 
@@ -136,9 +137,9 @@ class TransferNet(nn.Module):
         """x [b, h, w, 3], mix [b, styles] -> [b, h, w, 3]; h and w are multiples of 4.
 
         With `memory`, `before` [b, h, w, 4] is the stylised frame before at the places of this one, and a mask that is
-        1 where it is reliable; both are multiplied by the mask. None stands for no frame before. The result is a
-        mixture of that frame and of a new one, pixel by pixel: through its bottleneck alone the network would have to
-        paint every stroke again to keep it where it was.
+        1 where it is reliable; both are multiplied by the mask. None stands for no frame before. Where it is reliable
+        half of the result is that frame, and the last convolution sees it too: through its bottleneck alone the network
+        would have to paint every stroke again to keep it where it was.
         """
         width, rows = self.config.width, self.rows
         if self.config.memory:
@@ -158,12 +159,9 @@ class TransferNet(nn.Module):
             x = nn.relu(norm(self._up(x, factor * width)))
         if self.config.memory:
             x = jnp.concatenate([x, before], -1)
-        x = Reflected(3 + self.config.memory, self.config.kernel_px, rows=rows)(x)
-        y = x[..., :3] if self.config.output == "linear" else _RANGE * jnp.tanh(x[..., :3])
-        if before is None:
-            return y
-        gate = jax.nn.sigmoid(x[..., 3:])
-        return y + gate * (before[..., :3] - before[..., 3:] * y)
+        x = Reflected(3, self.config.kernel_px, rows=rows)(x)
+        y = x if self.config.output == "linear" else _RANGE * jnp.tanh(x)
+        return y if before is None else y + _KEPT * (before[..., :3] - before[..., 3:] * y)
 
     def _up(self, x: jax.Array, features: int) -> jax.Array:
         if self.config.upsampling == "nearest":

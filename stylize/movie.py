@@ -18,7 +18,7 @@ from lib import images
 from lib.shard import place
 from stylize import movies
 from stylize.config import Optimization, Perception
-from stylize.flow import Link, link, warp
+from stylize.flow import Link, carry, link
 from stylize.loss import Style, content_of
 from stylize.movies import Clip, Frame
 from stylize.optimize import compile_trace
@@ -83,7 +83,7 @@ def stylize_movie(
                 break
             moved, mask = None, None
             if motion is not None and before is not None:
-                moved, mask = warp(before, motion.flow)[0], motion.reliable
+                moved, mask = carry(before, motion.flow), motion.reliable
             before = stylize(frame.image, moved, mask)
             writer.write(before, frame.time_s, frame.duration_s)
             count += 1

@@ -20,6 +20,7 @@ from lib import config as configs
 from lib import images
 from lib.checkpoint import Checkpoints, check_finished, restore_finished
 from lib.data import Beside, Resident
+from lib.pixels import split_each
 from lib.plan import Outline
 from lib.process import UserError
 from lib.run import RunFolder
@@ -36,8 +37,8 @@ _STEPS_PER_CALL = 5
 _MARGIN = 1.25  # squares of photographs are by default this much larger than the crops that are cut out of them
 _BEYOND_WEIGHT = 10.0  # of the squares of what is beyond black and white
 _IDENTITY_WEIGHT = 5.0  # of the squared error of pixels that are to stay as they are
-_FRAMES_BEFORE = 4  # that a network with a memory makes before the one that it learns from: it is to see its own work
-_CUTS = 0.25  # share of frames without one before
+_LONGEST_FILM = 12  # frames that a network with a memory makes, at most, before the one that it learns from
+_CUTS = 0.1  # share of frames without one before
 
 
 def build_model(config: Config) -> TransferNet:
@@ -106,16 +107,17 @@ def build_loss(config: Config, network: LossNetwork, side: int) -> Loss:
     styles, relative = len(config.styles), config.perception.scale == "relative"
 
     def loss(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        keys = jax.vmap(lambda k: jax.random.split(k, 4))(example_keys(key, batch["image"].shape[0]))
-        x = jax.vmap(functools.partial(data.crop, size=side))(batch["image"], keys[:, 0])
-        chosen = jax.vmap(lambda k: jax.random.randint(k, (), 0, styles))(keys[:, 1])
-        plain = jax.vmap(lambda k: jax.random.bernoulli(k, optim.identity))(keys[:, 2]).astype(jnp.float32)
+        crop_keys, style_keys, plain_keys, film_keys = split_each(example_keys(key, batch["image"].shape[0]), 4)
+        x = jax.vmap(functools.partial(data.crop, size=side))(batch["image"], crop_keys)
+        chosen = jax.vmap(lambda k: jax.random.randint(k, (), 0, styles))(style_keys)
+        plain = jax.vmap(lambda k: jax.random.bernoulli(k, optim.identity))(plain_keys).astype(jnp.float32)
         mix = jax.nn.one_hot(jnp.where(plain > 0, styles, chosen), styles + 1)
 
         clean, before = x, None
         if config.network.memory:
             fixed = {"params": jax.lax.stop_gradient(params)}
-            clean, x, before = _film(lambda x, before: model.apply(fixed, x, mix, before), x, keys[:, 3])
+            frames = jax.random.randint(key, (), 1, _LONGEST_FILM + 1)
+            clean, x, before = _film(lambda x, before: model.apply(fixed, x, mix, before), x, frames, film_keys)
         y = model.apply({"params": params}, x, mix, before)
         found = network.features(batch["vgg"], y, network.layers)
         wanted = content_of(network, batch["vgg"], clean)
@@ -148,50 +150,51 @@ def build_loss(config: Config, network: LossNetwork, side: int) -> Loss:
 
 
 def _film(
-    stylize: Callable[[jax.Array, jax.Array], jax.Array], photo: jax.Array, keys: jax.Array
+    stylize: Callable[[jax.Array, jax.Array], jax.Array], photo: jax.Array, frames: jax.Array, keys: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(last frame without noise, with noise, what `stylize` made of the one before, at its places) of a short film.
+    """(last frame without noise, with noise, what `stylize` made of the one before, at its places) of a film.
 
-    The camera moves over the photographs [b, s, s, 3]. Every frame has noise of its own, as in compressed movies:
-    without it, a network that does not look back would hardly flicker. The third result is [b, s, s, 4], multiplied by
-    the mask that is its last channel.
+    The camera moves over the photographs [b, s, s, 3], or in half of the films stands still, and `frames` come before
+    the last: what a network makes of its own work time and again is to stay good. Every frame has noise of its own, as
+    in compressed movies: without it, a network that does not look back would hardly flicker. The third result is
+    [b, s, s, 4], multiplied by the mask that is its last channel.
     """
     size = photo.shape[1]
+    film_keys, keys = split_each(keys, 2)
+    speed = jax.vmap(jax.random.bernoulli)(film_keys).astype(jnp.float32)
 
-    def frame(carry: Any, k: jax.Array) -> tuple[Any, None]:
-        places, _, seen, before = carry
+    def frame(k: jax.Array, film: Any) -> Any:
+        view, _, seen, before = film
         shown = jnp.clip(stylize(seen, before), -1, 1)  # as a movie's frames are
 
-        def one(photo: jax.Array, places: jax.Array, shown: jax.Array, key: jax.Array) -> Any:
-            move_key, noise_key = jax.random.split(jax.random.fold_in(key, k))
-            places, before = _next_frame(places, shown, move_key)
-            clean = data.warp(photo, places)[0]
-            return places, clean, jnp.clip(clean + data.film_noise(noise_key, size), -1, 1), before
+        def one(photo: jax.Array, speed: jax.Array, view: data.Camera, shown: jax.Array, key: jax.Array) -> Any:
+            camera_key, hide_key, noise_key = jax.random.split(jax.random.fold_in(key, k), 3)
+            camera = data.moving(camera_key, size, speed)
+            view = camera.of(view)
+            clean = data.seen_by(view, photo)[0]
+            noisy = clean + data.film_noise(noise_key, size)
+            return view, jnp.clip(clean, -1, 1), jnp.clip(noisy, -1, 1), _carried(camera, shown, hide_key)
 
-        return jax.vmap(one)(photo, places, shown, keys), None
+        return jax.vmap(one)(photo, speed, view, shown, keys)
 
-    places = jnp.broadcast_to(data.grid(size), (len(photo), size, size, 2))
+    view = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(photo), *x.shape)), data.still())
     blank = jnp.zeros((*photo.shape[:3], 4))
-    start = varying((places, photo, photo, blank))
-    (_, *last), _ = jax.lax.scan(frame, start, jnp.arange(_FRAMES_BEFORE))
-    clean, seen, before = last
+    _, clean, seen, before = jax.lax.fori_loop(0, frames, frame, varying((view, photo, photo, blank)))
     return clean, seen, before
 
 
-def _next_frame(places: jax.Array, shown: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(where the pixels of the next frame are in the photograph, `shown` at its places, masked, with the mask).
+def _carried(camera: data.Camera, shown: jax.Array, key: jax.Array) -> jax.Array:
+    """[s, s, 4]: what was made of a frame [s, s, 3] at the places of the next one, masked, with the mask.
 
-    `places` [s, s, 2] are those of this frame, and `shown` [s, s, 3] is what was made of it. Some of the time there is
-    no frame before, as at a cut; otherwise a random box of it is hidden, as if covered.
+    Some of the time there is no frame before, as at a cut; otherwise a random box of it is hidden, as if covered.
     """
-    size = len(places)
-    camera_key, box_key, cut_key = jax.random.split(key, 3)
-    at = data.camera(camera_key, size)
-    moved, inside = data.warp(jnp.concatenate([places, shown], -1), at)
+    size = len(shown)
+    box_key, cut_key = jax.random.split(key)
+    moved, inside = data.seen_by(camera, shown)
     low, high = jnp.sort(jax.random.uniform(box_key, (2, 2)), axis=0) * size
     hidden = jnp.all((data.grid(size) >= low) & (data.grid(size) < high), -1)
     mask = (inside * (1 - hidden) * jax.random.bernoulli(cut_key, 1 - _CUTS))[..., None]
-    return moved[..., :2], jnp.concatenate([moved[..., 2:] * mask, mask], -1)
+    return jnp.concatenate([jnp.clip(moved, -1, 1) * mask, mask], -1)
 
 
 def outline(config: Config, network: LossNetwork) -> Outline:
