@@ -238,8 +238,9 @@ PRESETS: dict[str, Config] = {
     # To go on from a network for images (warm_start), for which half an hour is enough.
     "movie": replace(
         _SMALL,
+        perception=replace(_JOHNSON, style_weight=30.0),
         network=replace(_SMALL.network, memory=True),
-        optim=replace(_SMALL.optim, steps=1300, lr=2e-3, whole=1.0, whole_lr=None, temporal_weight=20.0),
+        optim=replace(_SMALL.optim, steps=1300, lr=2e-3, whole=1.0, whole_lr=None, temporal_weight=40.0),
     ),
     # 40,000 steps of 4 photographs at 256 pixels, for a GPU.
     "full": Config(perception=_JOHNSON, optim=Optim(steps=40_000)),

@@ -19,7 +19,7 @@ from stylize.config import Network
 MULTIPLE = 16
 """heights and widths that the network takes; `stylize.apply` pads others"""
 _EPSILON = 1e-5
-_KEPT = 0.5  # of the frame before, to begin with: a share that is learned pixel by pixel soon ends at all of it
+_KEPT = 0.75  # of the frame before; a share that is learned pixel by pixel soon ends at all of it
 _RANGE = 150 / 127.5  # the paper's tanh, a little beyond white and black, so that these can be reached
 
 
@@ -138,7 +138,7 @@ class TransferNet(nn.Module):
 
         With `memory`, `before` [b, h, w, 4] is the stylised frame before at the places of this one, and a mask that is
         1 where it is reliable; both are multiplied by the mask. None stands for no frame before. Where it is reliable
-        half of the result is that frame, and the last convolution sees it too: through its bottleneck alone the network
+        most of the result is that frame, and the last convolution sees it too: through its bottleneck alone the network
         would have to paint every stroke again to keep it where it was.
         """
         width, rows = self.config.width, self.rows
