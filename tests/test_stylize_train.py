@@ -314,21 +314,23 @@ def test_the_camera_shifts_and_zooms_a_little():
 def test_a_film_is_followed(monkeypatch):
     """What was made of the frame before lies where its photograph does, and the mask tells where that is known."""
     monkeypatch.setattr(data, "film_noise", lambda key, size: jnp.zeros((size, size, 3)))
-    photo = jnp.stack([smooth(k, 48, 48) for k in range(20)])
+    photo = jnp.stack([smooth(k, 48, 48) for k in range(60)])
     seen = []
 
     def inverted(x, before):
         seen.append(before.shape)
         return -x
 
-    clean, noisy, before = training._film(inverted, photo, 5, jax.random.split(jax.random.key(0), 20))
+    clean, noisy, before = training._film(inverted, photo, 5, jax.random.split(jax.random.key(0), 60))
     np.testing.assert_array_equal(clean, noisy)
     mask = before[..., 3:]
-    assert set(np.unique(mask)) == {0, 1} and seen == [(20, 48, 48, 4)]
+    assert set(np.unique(mask)) == {0, 1} and seen == [(60, 48, 48, 4)]
     cuts = np.mean(np.max(mask, (1, 2, 3)) == 0)
-    assert 0 < cuts < 0.4 and 0.3 < np.mean(mask) < 0.9
+    assert 0 < cuts < 0.3 and 0.3 < np.mean(mask) < 0.9
     off = np.abs(before[..., :3] + mask * clean)
-    assert np.mean(off) < 0.02 and np.mean(np.abs(clean - photo)) > 0.05  # the camera has moved
+    moved = np.mean(np.abs(clean - photo), (1, 2, 3))
+    assert np.mean(off) < 0.02 and 20 <= np.sum(moved == 0) <= 40  # in half of them the camera stands still
+    assert np.mean(moved[moved > 0]) > 0.05
 
 
 def test_noise_of_films():
