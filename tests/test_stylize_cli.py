@@ -32,7 +32,7 @@ DEEP = "--perception.weights vgg.safetensors --perception.style-layers relu4_1 -
 CONFIG = Config(
     styles=("style.png", "other.png"),
     photos="photos",
-    perception=Perception("vgg.safetensors", ("relu1_1", "relu2_1"), ("relu2_1",)),
+    perception=Perception("vgg.safetensors", style_layers=("relu1_1", "relu2_1"), content_layers=("relu2_1",)),
     network=Network(width=2, blocks=1),
     optim=Optim(steps=2, batch_size=2, crop_px=32),
 )

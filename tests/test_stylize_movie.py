@@ -30,7 +30,7 @@ RATE, SHIFT_PX = Fraction(24000, 1001), 2
 CONFIG = Config(
     styles=("style.png",),
     photos="photos",
-    perception=Perception("vgg.safetensors", ("relu1_1", "relu2_1"), ("relu2_1",)),
+    perception=Perception("vgg.safetensors", style_layers=("relu1_1", "relu2_1"), content_layers=("relu2_1",)),
     network=Network(width=2, blocks=1, memory=True),
     optim=Optim(steps=1),
 )
