@@ -235,7 +235,7 @@ _SMALL = Config(
 PRESETS: dict[str, Config] = {
     # Two hours on two cores; the released networks of Johnson et al. with instance normalisation are as narrow.
     "small": _SMALL,
-    # To go on from a network for images (warm_start), for which half an hour is enough.
+    # To go on from a network for images (warm_start), which sees whole squares to the end.
     "movie": replace(
         _SMALL,
         perception=replace(_JOHNSON, style_weight=30.0),

@@ -46,7 +46,10 @@ def build_model(config: Config) -> TransferNet:
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """Muon, with the size of Adam's updates, or Adam; the learning rate up over the warm-up, then down on a cosine."""
+    """Muon, with the size of Adam's updates, or Adam; the learning rate up over the warm-up, then down on a cosine.
+
+    With `whole_lr`, that cosine ends with the crops, and whole squares have one of their own.
+    """
     optim = config.optim
     first = optim.steps if optim.whole_lr is None else _crops(optim) or optim.steps
     warmup = min(round(optim.warmup * optim.steps), first - 1)
