@@ -17,7 +17,7 @@ from stylize.config import Perception
 
 _STYLE = {
     "gatys": ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"),  # arXiv 1508.06576, section "Methods"
-    "johnson": ("relu1_2", "relu2_2", "relu3_3", "relu4_3"),  # arXiv 1603.08155; sources differ on the content: relu2_2, or relu3_3
+    "johnson": ("relu1_2", "relu2_2", "relu3_3", "relu4_3"),  # arXiv 1603.08155; some sources: content relu3_3
 }
 _CONTENT = {"gatys": "relu4_2", "johnson": "relu2_2"}
 PIXELS = "pixels"
