@@ -59,10 +59,12 @@ def evaluate(
     say(f"measuring {path.name}")
     sources = {**made, f"{name}.input": path}
     numbers: dict[str, float] = {}
-    for label, check, gap in (("", None, 1), ("_agreed", dis, 1), (f"_{_FAR}", None, _FAR)):
-        found = warping_errors([_images(source) for source in sources.values()], _images(path), check=check, gap=gap)
-        numbers |= {f"{key}.E_warp{label}": one.error for key, one in zip(sources, found, strict=True)}
-        numbers[f"{name}.input.reliable_share{label}"] = found[0].reliable_share
+    for gap, checks in ((1, {"": None, "_agreed": dis}), (_FAR, {f"_{_FAR}": None})):
+        movies_read = [_images(source) for source in sources.values()]
+        errors = warping_errors(movies_read, _images(path), checks=list(checks.values()), gap=gap)
+        for label, found in zip(checks, errors, strict=True):
+            numbers |= {f"{key}.E_warp{label}": one.error for key, one in zip(sources, found, strict=True)}
+            numbers[f"{name}.input.reliable_share{label}"] = found[0].reliable_share
     for key, movie in made.items():
         numbers |= _objective(key, movie, path, judge)
     return numbers, [_frames(movie, out / f"{key}.png") for key, movie in made.items()], PROTOCOL

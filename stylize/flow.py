@@ -118,7 +118,7 @@ def warping_error(
     of the input, warping_error(inputs, inputs), and look at the style too. Holds `gap` pairs of frames in memory.
     Raises UserError where the numbers or the sizes of frames differ, and where there is no pair.
     """
-    return warping_errors([outputs], inputs, flow=flow, gap=gap)[0]
+    return warping_errors([outputs], inputs, flow=flow, gap=gap)[0][0]
 
 
 def warping_errors(
@@ -126,18 +126,18 @@ def warping_errors(
     inputs: Iterable[np.ndarray],
     *,
     flow: Flow = farneback,
-    check: Flow | None = None,
+    checks: Sequence[Flow | None] = (None,),
     gap: int = 1,
-) -> list[WarpingError]:
-    """`warping_error` of several movies made of one input, whose motion is found once for all of them.
+) -> list[list[WarpingError]]:
+    """`warping_error` by [check][movie], of several movies made of one input, whose motion is found once for them all.
 
-    With `check`, another method, pixels count only where the two find the same to less than a pixel: what moves fast
+    With a check, another method, pixels count only where the two find the same to less than a pixel: what moves fast
     and has little texture can pass for standing still, forward and backward.
     """
     if gap < 1:
         raise ValueError(f"a gap of {gap} frames")
-    errors: list[list[float]] = [[] for _ in movies]
-    shares = []
+    errors: list[list[list[float]]] = [[[] for _ in movies] for _ in checks]
+    shares: list[list[float]] = [[] for _ in checks]
     past: deque[tuple[np.ndarray, ...]] = deque(maxlen=gap)
     for frames in itertools.zip_longest(*movies, inputs):
         if any(image is None for image in frames):
@@ -152,15 +152,25 @@ def warping_errors(
             *earlier_outputs, earlier = past[0]
             motion = flow(earlier, frame)
             mask = reliable(motion, flow(frame, earlier))
-            if check is not None:
-                mask &= np.sum((motion - check(earlier, frame)) ** 2, -1) < 1
-            shares.append(mask.mean())
-            for found, output, earlier_output in zip(errors, outputs, earlier_outputs, strict=True):
-                difference = (warp(output, motion)[0] - earlier_output) / 2  # from [-1, 1] to [0, 1]
-                if mask.any():
-                    found.append(np.square(difference, dtype=np.float64).mean(-1)[mask].mean())
+            squares = [
+                np.square((warp(output, motion)[0] - earlier_output) / 2, dtype=np.float64).mean(-1)  # of [0, 1]
+                for output, earlier_output in zip(outputs, earlier_outputs, strict=True)
+            ]
+            for check, share, found in zip(checks, shares, errors, strict=True):
+                agreed = mask if check is None else mask & _same(motion, check(earlier, frame))
+                share.append(float(agreed.mean()))
+                if agreed.any():
+                    for movie, square in zip(found, squares, strict=True):
+                        movie.append(square[agreed].mean())
         past.append(frames)
-    if not shares:
+    if not all(shares):
         raise UserError(f"a warping error over {gap} frames needs at least {gap + 1} of them")
-    share = float(np.mean(shares))
-    return [WarpingError(float(np.mean(found)) if found else math.nan, share, len(shares)) for found in errors]
+    return [
+        [WarpingError(float(np.mean(of)) if of else math.nan, float(np.mean(share)), len(share)) for of in found]
+        for found, share in zip(errors, shares, strict=True)
+    ]
+
+
+def _same(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Where two flows [h, w, 2] differ by less than a pixel."""
+    return np.sum((first - second) ** 2, -1) < 1

@@ -39,6 +39,7 @@ _BEYOND_WEIGHT = 10.0  # of the squares of what is beyond black and white
 _IDENTITY_WEIGHT = 5.0  # of the squared error of pixels that are to stay as they are
 _LONGEST_FILM = 12  # frames that a network with a memory makes, at most, before the one that it learns from
 _CUTS = 0.1  # share of frames without one before
+_FILMS = 2**32 - 1  # the key of their length: those of examples are folded from their indices
 
 
 def build_model(config: Config) -> TransferNet:
@@ -119,7 +120,7 @@ def build_loss(config: Config, network: LossNetwork, side: int) -> Loss:
         clean, before = x, None
         if config.network.memory:
             fixed = {"params": jax.lax.stop_gradient(params)}
-            frames = jax.random.randint(key, (), 1, _LONGEST_FILM + 1)
+            frames = jax.random.randint(jax.random.fold_in(key, _FILMS), (), 1, _LONGEST_FILM + 1)
             clean, x, before = _film(lambda x, before: model.apply(fixed, x, mix, before), x, frames, film_keys)
         y = model.apply({"params": params}, x, mix, before)
         found = network.features(batch["vgg"], y, network.layers)

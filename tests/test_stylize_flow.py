@@ -166,7 +166,7 @@ def test_several_movies_share_the_motion_of_their_input():
         calls.append(1)
         return flow.dis(first, second)
 
-    together = flow.warping_errors([iter(movie) for movie in movies], inputs, flow=counted)
+    (together,) = flow.warping_errors([iter(movie) for movie in movies], inputs, flow=counted)
     assert together == [flow.warping_error(movie, inputs, flow=flow.dis) for movie in movies]
     assert len(calls) == 6
 
@@ -178,8 +178,7 @@ def test_pixels_count_where_another_method_finds_the_same():
     movie = [0.2 * k * left[:, None] + np.zeros_like(inputs[0]) for k in range(3)]
     still = lambda first, second: constant(0, 0, HEIGHT, WIDTH)  # noqa: E731
     other = lambda first, second: constant(0.9, 0, HEIGHT, WIDTH) + np.where(left, 0.6, 0)[:, None]  # noqa: E731
-    (whole,) = flow.warping_errors([movie], inputs, flow=still)
-    (agreed,) = flow.warping_errors([movie], inputs, flow=still, check=other)
+    (whole,), (agreed,) = flow.warping_errors([movie], inputs, flow=still, checks=(None, other))
     assert (whole.error, whole.reliable_share) == (pytest.approx(0.1**2 / 2), 1)
     assert (agreed.error, agreed.reliable_share) == (0, 0.5)
 
