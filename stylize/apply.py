@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from lib.shard import DATA, compiler_options, place
 from stylize.model import MULTIPLE, Rows, mixture
+from stylize.movie import Stylize
 from stylize.training import Trained, build_model
 
 _LEAST_ROWS = 8  # per device: a quarter of them has to be mirrored by the 3x3 kernels
@@ -53,6 +54,10 @@ class Stylizer:
         devices = rows_over(x.shape[1], self._mesh.size, self._trained.config.network.kernel_px)
         y = self._programs(devices)(self._params(devices), jnp.asarray(x), mix[None])
         return np.clip(np.asarray(y)[0, :h, :w], -1, 1)
+
+    def frames_in(self, mix: jax.Array) -> Stylize:
+        """`(image, before, mask) -> stylised image` for `stylize_movie`."""
+        return lambda image, before, mask: self(image, mix, before, mask)
 
     def _part(self, devices: int) -> Mesh:
         return Mesh(self._mesh.devices.reshape(-1)[:devices], (DATA,))

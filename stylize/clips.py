@@ -19,11 +19,11 @@ from stylize.training import Trained
 from stylize.vgg import LossNetwork
 
 PROTOCOL = (
-    "Movies: CLIP.E_warp is the mean squared difference (pixels in [0, 1]) of each frame to the next one brought to "
-    "its place, where the motion is reliable (reliable_share: of the pixels); motion of the input by Farneback's "
+    "Movies: CLIP_STYLE.E_warp is the mean squared difference (pixels in [0, 1]) of each frame to the next one brought "
+    "to its place, where the motion is reliable (reliable_share: of the pixels); motion of the input by Farneback's "
     "method, while the network's memory uses DIS. E_warp_agreed: only where both find the same to less than a pixel, "
     "which leaves out smooth surfaces that move fast and by Farneback's method stand still. E_warp_5: five frames "
-    "apart. CLIP.per_frame: the same network without its memory. CLIP.input: the clip itself. objective, style, "
+    "apart. CLIP_STYLE.per_frame: the same network without its memory. CLIP.input: the clip itself. objective, style, "
     "content: of every tenth frame."
 )
 _EVERY, _FAR = 10, 5
@@ -40,34 +40,42 @@ def check(paths: Sequence[Path]) -> None:
 
 
 def _name(path: Path) -> str:
-    return path.stem.replace(".", "_")  # numbers are called CLIP.METRIC
+    return _plain(path.stem)
+
+
+def _plain(name: str) -> str:
+    return name.replace(".", "_")  # numbers are called CLIP_STYLE.METRIC
 
 
 def evaluate(
-    path: Path, trained: Trained, network: LossNetwork, mesh: Mesh, style: int, out: Path, say: Callable[[str], None]
+    path: Path, trained: Trained, network: LossNetwork, mesh: Mesh, out: Path, say: Callable[[str], None]
 ) -> tuple[dict[str, float], list[Picture], str]:
-    """Numbers CLIP.METRIC and CLIP.per_frame.METRIC, the movies themselves beside the figures, and the protocol."""
+    """Numbers CLIP_STYLE.METRIC and CLIP_STYLE.per_frame.METRIC, the movies beside the figures, and the protocol."""
     clip, name = movies.probe(path), _name(path)
-    stylize, judge = Stylizer(trained, mesh), Judge(trained, network, mesh, style)
-    mix = stylize.mix([float(i == style) for i in range(len(trained.config.styles))])
-    ways = {f"{name}.per_frame": False} | ({name: True} if trained.config.network.memory else {})
-    made = {key: out / f"{key}.{trained.styles[style]}.mp4" for key in ways}
+    stylize = Stylizer(trained, mesh)
     out.mkdir(parents=True, exist_ok=True)
-    for key, memory in ways.items():
-        say(f"stylising {path.name}{'' if memory else ', frame by frame'}")
-        stylize_movie(clip, made[key], lambda x, before, mask: stylize(x, mix, before, mask), flow=memory)
+    made: dict[str, tuple[Path, Judge]] = {}
+    for k, style in enumerate(trained.styles):
+        mix = stylize.mix([float(i == k) for i in range(len(trained.styles))])
+        judge = Judge(trained, network, mesh, k)
+        key = f"{name}_{_plain(style)}"
+        ways = {f"{key}.per_frame": False} | ({key: True} if trained.config.network.memory else {})
+        for way, memory in ways.items():
+            say(f"stylising {path.name} as {style}{'' if memory else ', frame by frame'}")
+            made[way] = out / f"{way}.mp4", judge
+            stylize_movie(clip, made[way][0], stylize.frames_in(mix), flow=memory)
     say(f"measuring {path.name}")
-    sources = {**made, f"{name}.input": path}
+    sources = {key: movie for key, (movie, _) in made.items()} | {f"{name}.input": path}
     numbers: dict[str, float] = {}
     for gap, checks in ((1, {"": None, "_agreed": dis}), (_FAR, {f"_{_FAR}": None})):
-        movies_read = [_images(source) for source in sources.values()]
-        errors = warping_errors(movies_read, _images(path), checks=list(checks.values()), gap=gap)
+        read = [_images(source) for source in sources.values()]
+        errors = warping_errors(read, _images(path), checks=list(checks.values()), gap=gap)
         for label, found in zip(checks, errors, strict=True):
             numbers |= {f"{key}.E_warp{label}": one.error for key, one in zip(sources, found, strict=True)}
             numbers[f"{name}.input.reliable_share{label}"] = found[0].reliable_share
-    for key, movie in made.items():
+    for key, (movie, judge) in made.items():
         numbers |= _objective(key, movie, path, judge)
-    return numbers, [_frames(movie, out / f"{key}.png") for key, movie in made.items()], PROTOCOL
+    return numbers, [_frames(movie, out / f"{key}.png") for key, (movie, _) in made.items()], PROTOCOL
 
 
 def _objective(key: str, made: Path, source: Path, judge: Judge) -> dict[str, float]:

@@ -126,7 +126,7 @@ def video(options: Video, clip: Clip, config: Config, folder: RunFolder) -> str:
     count = stylize_movie(
         clip,
         options.out,
-        lambda image, before, mask: stylize(image, mix, before, mask),
+        stylize.frames_in(mix),
         flow=memory,
         longest_px=options.longest_px,
         longest_s=options.longest_s,
@@ -172,7 +172,7 @@ def evaluate(options: Evaluate, config: Config, folder: RunFolder, say: Callable
     measured = options.measured
     numbers, pictures, protocol = evaluation.evaluate(trained, network, photos, measured, mesh, out / "figures", say)
     for path in options.clips:
-        found, more, text = clips.evaluate(path, trained, network, mesh, measured.style, out / "figures", say)
+        found, more, text = clips.evaluate(path, trained, network, mesh, out / "figures", say)
         numbers |= found
         pictures += more
         protocol = protocol if text in protocol else f"{protocol} {text}"

@@ -109,7 +109,7 @@ class Evaluation:
     against: tuple[Baseline, ...] = tuple(BASELINES)
     """optimisers, and what they start from"""
     style: int = 0
-    """which style of the network"""
+    """which style of the network; clips are measured in all of them"""
 
     def __post_init__(self) -> None:
         _require(

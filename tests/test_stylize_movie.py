@@ -181,16 +181,17 @@ def test_flicker_is_measured(here, desk, monkeypatch):
     numbers = json.loads((desk / "E" / "evaluation.json").read_text())
     labels = ("", "_agreed", "_5")
     expected = {f"my_clip.input.{metric}{label}" for metric in ("E_warp", "reliable_share") for label in labels}
-    for name in ("my_clip", "my_clip.per_frame"):
+    ways = ("my_clip_style", "my_clip_style.per_frame")
+    for name in ways:
         expected |= {f"{name}.E_warp{label}" for label in labels}
         expected |= {f"{name}.{metric}" for metric in ("objective", "style", "content")}
     assert numbers.keys() == {*expected, "network.objective", "protocol"}
     assert all(np.isfinite(numbers[name]) and numbers[name] > 0 for name in expected)
     assert 0 < numbers["my_clip.input.E_warp"] < 0.01 and 0.5 < numbers["my_clip.input.reliable_share"] <= 1
     assert numbers["protocol"].startswith("Stills. Movies:")
-    assert "my_clip.per_frame" in out and "E_warp" in out and "E/report.html" in out
-    for name in ("my_clip", "my_clip.per_frame"):
-        assert movies.probe(desk / "E" / "figures" / f"{name}.style.mp4").frames == 6
+    assert "my_clip_style.per_frame" in out and "E_warp" in out and "E/report.html" in out
+    for name in ways:
+        assert movies.probe(desk / "E" / "figures" / f"{name}.mp4").frames == 6
 
 
 def test_clips_that_cannot_be_measured(desk, tmp_path):
