@@ -20,6 +20,7 @@ from lib.process import UserError
 
 Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
+_FADING_PX = 2.0  # standard deviation
 _MIN_DIS_PX = 16  # below it OpenCV 5.0 refuses, returns NaN or, where the image is wide, crashes
 
 
@@ -30,10 +31,10 @@ class WarpingError(NamedTuple):
 
 
 class Link(NamedTuple):
-    """How the previous frame is carried to the current one: `carry(previous, flow)`, good where `reliable` is 1."""
+    """How the previous frame is carried to the current one: `carry(previous, flow)`, as good as `reliable` says."""
 
     flow: np.ndarray  # float32 [h, w, 2], from the current to the previous frame, px
-    reliable: np.ndarray  # float32 [h, w], 0 or 1
+    reliable: np.ndarray  # float32 [h, w], from 0 to 1
 
 
 def dis(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -94,17 +95,27 @@ def reliable(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
     (|grad f|^2 > 0.01 |f|^2 + 0.002). The rule of Ruder et al. (2016, arXiv 1604.08610) and its thresholds; the mask is
     not smoothed.
     """
-    back, inside = warp(backward, forward)
     length = np.sum(forward**2, -1)
-    returned = np.sum((forward + back) ** 2, -1) < 0.01 * (length + np.sum(back**2, -1)) + 0.5
     slopes = [np.sum(np.gradient(forward, axis=axis) ** 2, -1) for axis in (0, 1) if forward.shape[axis] > 1]
-    return inside & returned & (sum(slopes) <= 0.01 * length + 0.002)
+    return _returning(forward, backward) & (sum(slopes) <= 0.01 * length + 0.002)
+
+
+def _returning(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
+    """bool [h, w]: does `forward` stay in the image, and `backward` lead back?"""
+    back, inside = warp(backward, forward)
+    lengths = np.sum(forward**2, -1) + np.sum(back**2, -1)
+    return inside & (np.sum((forward + back) ** 2, -1) < 0.01 * lengths + 0.5)
 
 
 def link(previous: np.ndarray, current: np.ndarray, *, flow: Flow = dis) -> Link:
-    """What carries a stylised `previous` to `current`; both are frames of the input."""
+    """What carries a stylised `previous` to `current`; both are frames of the input.
+
+    The edges of motions count, unlike in `reliable`, and reliability fades where it ends: what is made anew in one
+    frame and carried in the next one flickers more than what is carried a little wrong.
+    """
     back = flow(current, previous)
-    return Link(back, reliable(back, flow(previous, current)).astype(np.float32))
+    returning = _returning(back, flow(previous, current)).astype(np.float32)
+    return Link(back, cv2.GaussianBlur(returning, (0, 0), _FADING_PX))
 
 
 def warping_error(

@@ -94,12 +94,13 @@ def test_what_was_hidden_is_not_reliable():
     background = view(WORLD, 0, 0)
     first, second = over(background, square, 30), over(background, square, 38)
     back, reliable = flow.link(first, second)
-    assert reliable.dtype == np.float32 and set(np.unique(reliable)) == {0, 1}
+    assert reliable.dtype == np.float32 and reliable.min() >= 0 and reliable.max() <= 1 + 1e-6
     uncovered, moved, still = reliable[32:60, 31:37], reliable[36:56, 46:64], reliable[70:90, 10:-10]
-    assert uncovered.mean() < 0.15 and moved.mean() > 0.95 and still.mean() > 0.98
+    assert uncovered.mean() < 0.25 and moved.mean() > 0.98 and still.mean() > 0.98
+    assert np.abs(np.diff(reliable, axis=1)).max() < 0.25  # it fades
     np.testing.assert_allclose(back[46, 54], [-8, 0], atol=0.2)
     carried, _ = flow.warp(first, back)
-    assert np.abs(carried - second)[reliable == 1].mean() < 0.01
+    assert np.abs(carried - second)[reliable > 0.95].mean() < 0.01
 
 
 @pytest.mark.parametrize("method", [flow.dis, flow.farneback])
