@@ -33,11 +33,14 @@ class Study:
     """those of a run's figures whose names begin so"""
     seeds: Mapping[str, int] = field(default_factory=dict)
     """runs that are repeated with several seeds, and how many"""
+    compared: tuple[str, ...] = ()
+    """what one table shows of all runs: numbers NAME.METRIC, or of the first network that measured them
+    NAME.METRIC.NETWORK"""
 
 
-def training(preset: str) -> tuple[str, ...]:
+def training(preset: str, options: str = "") -> tuple[str, ...]:
     """The commands of a run that is evaluated as soon as it is trained."""
-    return (f"train {preset} --out {{run}} --resume",)
+    return (f"{' '.join(['train', preset, *options.split()])} --out {{run}} --resume",)
 
 
 _STARRY, _PHOTOS = "{data}/paintings/starry_night.jpg", "{data}/photos/bsds500"
@@ -64,6 +67,22 @@ STUDIES = {
             ),
         },
         ("network", "gatys", "lbfgs", "objective", "bikes", "bigbuckbunny"),
+    ),
+    "gan": Study(
+        "Adversarial networks",
+        {
+            **{
+                name: training(name)
+                for name in ("mixture_wgan_gp", "digits_dcgan", "mnist_dcgan", "mnist_wgan_gp", "mnist_sngan")
+            },
+            **{
+                name: training(name, "--autoencoder.steps 16384")
+                for name in ("lines_acai", "lines_autoencoder", "mnist_acai_32", "mnist_autoencoder_32")
+            },
+        },
+        ("samples_best", "neighbours", "interpolation", "looks", "reconstructions"),
+        {"mixture_wgan_gp": 5, "digits_dcgan": 5},
+        ("real.fid", "best.fid", "best.precision", "best.recall", "best.confident", "best.smallest_class"),
     ),
 }
 
@@ -153,6 +172,7 @@ def _page(
     shown: dict[str, list[Path]],
 ) -> str:
     lines = [f"# {study.title}", "", f"    {command}", "", f"Commit and environment of each run: {package}.json.", ""]
+    lines += _compared(study, found)
     for name, numbers in found.items():
         record = environments[name]
         told = [text.replace(" --out {run}", "").removesuffix(" --resume") for text in study.runs[name]]
@@ -176,6 +196,20 @@ def _page(
             lines += _seeds(repeated[name])
         lines += [f"![{name}: {path.stem}]({package}/{path.name})\n" for path in shown[name]]
     return "\n".join(lines)
+
+
+def _compared(study: Study, found: dict[str, dict[str, Any]]) -> list[str]:
+    """The table of all runs that have any of its numbers."""
+    rows = []
+    for run, numbers in found.items():
+        cells = []
+        for wanted in study.compared:
+            key = next((k for k in numbers if f"{k}.".startswith(f"{wanted}.") and not k.endswith(".sd")), None)
+            cells.append("" if key is None else number(numbers[key], numbers.get(f"{key}.sd")))
+        if any(cells):
+            rows.append(f"| {run} | {' | '.join(cells)} |")
+    head = [f"| | {' | '.join(study.compared)} |", "|" + "---|" * (len(study.compared) + 1)]
+    return [*head, *rows, ""] if rows else []
 
 
 def _seeds(runs: list[dict[str, Any]]) -> list[str]:

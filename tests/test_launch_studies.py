@@ -7,6 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
+from gan import config as gan_config
+from gan.acai_config import AUTOENCODERS
 from launch import studies
 from lib import config as configs
 from lib import images
@@ -56,6 +58,25 @@ def test_seeds_are_compared(finished, monkeypatch):
     assert "seeds 0 to 2" in page and "| heun_35.fid | 0.5 ± 0.25 | 0.25 | 0.75 |" in page
     assert "| heun_35.nfe | 35" not in page  # the same in all
     assert len(json.loads((out / "ncsn.json").read_text())["seeds"]["toy_mixture"]) == 3
+
+
+def test_runs_are_compared(finished, monkeypatch):
+    compared = ("heun_35.fid", "heun_35.nfe", "real.fid", "heun_35.f")
+    study = dataclasses.replace(studies.STUDIES["ncsn"], compared=compared)
+    monkeypatch.setitem(studies.STUDIES, "ncsn", study)
+    out = finished / "results"
+    studies.main("ncsn", ["--only", "toy_mixture", "--runs", str(finished / "runs"), "--out", str(out)])
+    lines = (out / "ncsn.md").read_text().splitlines()
+    row = lines.index("| toy_mixture | 0.25 ± 0.01 | 35 |  |  |")
+    assert lines[row - 2] == "| | heun_35.fid | heun_35.nfe | real.fid | heun_35.f |"
+    assert row < lines.index("## toy_mixture")
+
+
+@pytest.mark.parametrize(("package", "presets"), [("ncsn", PRESETS), ("gan", {**gan_config.PRESETS, **AUTOENCODERS})])
+def test_runs_are_of_presets(package, presets):
+    for first, *_ in studies.STUDIES[package].runs.values():
+        command, preset, *_ = first.split()
+        assert command == "train" and preset in presets
 
 
 def test_an_unknown_run():
