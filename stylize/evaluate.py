@@ -123,6 +123,7 @@ def evaluate(
             f"{name}.equal_iterations.sd": float(np.std(np.minimum(equal, options.iterations))),
             f"{name}.equal_iterations_least": float(equal.min()),
             f"{name}.never_reached": float(np.mean(equal > options.iterations)),
+            f"{name}.diverged": float(np.mean(~np.isfinite(traces).all(1))),
             f"{name}.seconds": each_s,
             f"{name}.evaluations": float(evaluations),
             f"{name}.objective": float(np.mean(traces[:, -1])),
@@ -179,10 +180,12 @@ def _optimized(
 def _reached(traces: np.ndarray, values: np.ndarray) -> np.ndarray:
     """[photos]: the first iteration after which the objective is at most the photograph's value.
 
-    `traces` [photos, iterations + 1], `values` [photos]; one more than there are iterations where it never is.
+    `traces` [photos, iterations + 1], `values` [photos]; where it never is one more than there are iterations, or the
+    first one whose objective is not finite.
     """
-    below = traces <= values[:, None]
-    return np.where(below.any(1), below.argmax(1), traces.shape[1])
+    below, finite = traces <= values[:, None], np.isfinite(traces)
+    end = np.where(finite.all(1), traces.shape[1], finite.argmin(1))
+    return np.where(below.any(1), below.argmax(1), end)
 
 
 def _seconds(call: Callable[[], object], repeats: int = 7) -> float:
@@ -282,9 +285,9 @@ def _protocol(trained: Trained, network: LossNetwork, options: Evaluation, photo
         "without a line search, an evaluation each, blind to what a file cannot show; adam_noise: "
         f"Adam at {Optimization().lr:g}. All are measured as a file shows them. equal_iterations: after how many "
         "iterations its objective is at most the network's, the limit counted where it never is (never_reached: "
-        "share of photographs). seconds: median, without compilation. equals_adam: how many iterations of L-BFGS come "
-        "to where all of Adam's do, and their time as a share of Adam's. half_contrast_ssim: structural similarity of "
-        "what is made of a photograph and of the same at half its contrast. spectral_peak: power at the frequencies "
-        "1/2 and 1/4 over that beside them. border_contrast: of the outer 8 pixels over the inner, relative to "
-        "photographs."
+        "share of photographs; diverged: share of those where it is not finite in the end, what came before counts). "
+        "seconds: median, without compilation. equals_adam: how many iterations of L-BFGS come to where all of Adam's "
+        "do, and their time as a share of Adam's. half_contrast_ssim: structural similarity of what is made of a "
+        "photograph and of the same at half its contrast. spectral_peak: power at the frequencies 1/2 and 1/4 over "
+        "that beside them. border_contrast: of the outer 8 pixels over the inner, relative to photographs."
     )
