@@ -38,9 +38,9 @@ class Study:
     NAME.METRIC.NETWORK"""
 
 
-def training(preset: str, options: str = "") -> tuple[str, ...]:
-    """The commands of a run that is evaluated as soon as it is trained."""
-    return (f"{' '.join(['train', preset, *options.split()])} --out {{run}} --resume",)
+def training(preset: str) -> tuple[str, ...]:
+    """The commands of a run that is evaluated as soon as it is trained; options may follow the preset."""
+    return (f"train {preset} --out {{run}} --resume",)
 
 
 _STARRY, _PHOTOS = "{data}/paintings/starry_night.jpg", "{data}/photos/bsds500"
@@ -76,7 +76,7 @@ STUDIES = {
                 for name in ("mixture_wgan_gp", "digits_dcgan", "mnist_dcgan", "mnist_wgan_gp", "mnist_sngan")
             },
             **{
-                name: training(name, "--autoencoder.steps 16384")
+                name: training(f"{name} --autoencoder.steps 16384")
                 for name in ("lines_acai", "lines_autoencoder", "mnist_acai_32", "mnist_autoencoder_32")
             },
         },

@@ -57,7 +57,8 @@ class Style:
     """One style of one network."""
 
     stylize: Stylizer
-    weights: list[float]
+    index: int
+    """among those of its run"""
     picture: Path
     """the style image, which may be missing"""
 
@@ -93,8 +94,7 @@ def styles_of(runs: Sequence[tuple[Path, Trained]], mesh: Mesh) -> dict[str, Sty
     for path, trained in runs:
         stylize = Stylizer(trained, mesh)
         for i, name in enumerate(trained.styles):
-            weights = [float(i == j) for j in range(len(trained.styles))]
-            found.append(Style(stylize, weights, path / "styles" / f"{name}.png"))
+            found.append(Style(stylize, i, path / "styles" / f"{name}.png"))
             names.append((path.resolve().name, name))
     return dict(zip(labels(names), found, strict=True))
 
@@ -159,7 +159,7 @@ class Studio:
                 result, name = self._optimized(content, Path(own), strength, tell), Path(own).stem
             else:
                 chosen = self.styles[style]
-                result, name = chosen.stylize(content, chosen.stylize.mix(chosen.weights, strength)), style
+                result, name = chosen.stylize(content, chosen.stylize.only(chosen.index, strength)), style
             name = f"{Path(photo).stem[:80]}_{name[:80].replace(' ', '_')}.png"
             return Result(result, name, time.perf_counter() - start)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,10 @@ from jax.sharding import PartitionSpec as P
 
 from lib.shard import DATA, compiler_options, place
 from stylize.model import MULTIPLE, Rows, mixture
-from stylize.movie import Stylize
 from stylize.training import Trained, build_model
+
+if TYPE_CHECKING:
+    from stylize.movie import Stylize
 
 _LEAST_ROWS = 8  # per device: a quarter of them has to be mirrored by the 3x3 kernels
 
@@ -35,6 +38,10 @@ class Stylizer:
         """[styles + 1] for `__call__`: the styles' shares (default: the first style alone)."""
         count = len(self._trained.config.styles)
         return mixture([1.0] + [0.0] * (count - 1) if weights is None else weights, strength)
+
+    def only(self, style: int, strength: float = 1.0) -> jax.Array:
+        """`mix` of one style."""
+        return self.mix([float(i == style) for i in range(len(self._trained.config.styles))], strength)
 
     def __call__(
         self, image: np.ndarray, mix: jax.Array, before: np.ndarray | None = None, mask: np.ndarray | None = None

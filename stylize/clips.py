@@ -35,12 +35,8 @@ def check(paths: Sequence[Path]) -> None:
         count = movies.probe(path).frames
         if count is not None and count <= _FAR:
             raise UserError(f"{path} has {count} frames: flicker is measured over {_FAR + 1} or more")
-    if len({_name(path) for path in paths}) < len(paths):
+    if len({_plain(path.stem) for path in paths}) < len(paths):
         raise UserError("two of the clips have the same name: their numbers would be one")
-
-
-def _name(path: Path) -> str:
-    return _plain(path.stem)
 
 
 def _plain(name: str) -> str:
@@ -51,19 +47,18 @@ def evaluate(
     path: Path, trained: Trained, network: LossNetwork, mesh: Mesh, out: Path, say: Callable[[str], None]
 ) -> tuple[dict[str, float], list[Picture], str]:
     """Numbers CLIP_STYLE.METRIC and CLIP_STYLE.per_frame.METRIC, the movies beside the figures, and the protocol."""
-    clip, name = movies.probe(path), _name(path)
+    clip, name = movies.probe(path), _plain(path.stem)
     stylize = Stylizer(trained, mesh)
     out.mkdir(parents=True, exist_ok=True)
     made: dict[str, tuple[Path, Judge]] = {}
     for k, style in enumerate(trained.styles):
-        mix = stylize.mix([float(i == k) for i in range(len(trained.styles))])
         judge = Judge(trained, network, mesh, k)
         key = f"{name}_{_plain(style)}"
         ways = {f"{key}.per_frame": False} | ({key: True} if trained.config.network.memory else {})
         for way, memory in ways.items():
             say(f"stylising {path.name} as {style}{'' if memory else ', frame by frame'}")
             made[way] = out / f"{way}.mp4", judge
-            stylize_movie(clip, made[way][0], stylize.frames_in(mix), flow=memory)
+            stylize_movie(clip, made[way][0], stylize.frames_in(stylize.only(k)), flow=memory)
     say(f"measuring {path.name}")
     sources = {key: movie for key, (movie, _) in made.items()} | {f"{name}.input": path}
     numbers: dict[str, float] = {}

@@ -91,7 +91,7 @@ def evaluate(
     chosen = [_square(images.read(path), options.size_px) for path in photos[: options.count]]
     judge = Judge(trained, network, mesh, options.style)
     stylize = Stylizer(trained, mesh)
-    mix = stylize.mix([float(i == options.style) for i in range(len(trained.config.styles))])
+    mix = stylize.only(options.style)
     say(f"stylising {len(chosen)} photographs of {options.size_px} x {options.size_px} pixels")
     made = [stylize(photo, mix) for photo in chosen]
     rows: dict[str, list[dict[str, float]]] = {}

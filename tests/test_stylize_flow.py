@@ -97,6 +97,9 @@ def test_what_was_hidden_is_not_reliable():
     assert reliable.dtype == np.float32 and reliable.min() >= 0 and reliable.max() <= 1 + 1e-6
     uncovered, moved, still = reliable[32:60, 31:37], reliable[36:56, 46:64], reliable[70:90, 10:-10]
     assert uncovered.mean() < 0.25 and moved.mean() > 0.98 and still.mean() > 0.98
+    sharp = flow.reliable(back, flow.dis(first, second))
+    uncovered, moved, still = sharp[32:60, 31:37], sharp[36:56, 46:64], sharp[70:90, 10:-10]
+    assert uncovered.mean() < 0.15 and moved.mean() > 0.95 and still.mean() > 0.98
     assert np.abs(np.diff(reliable, axis=1)).max() < 0.25  # it fades
     np.testing.assert_allclose(back[46, 54], [-8, 0], atol=0.2)
     carried, _ = flow.warp(first, back)

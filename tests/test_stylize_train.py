@@ -381,3 +381,5 @@ def test_a_frame_raises_the_contrast_of_the_border():
 def test_the_iteration_at_which_an_objective_is_reached():
     traces = np.tile([9.0, 5.0, 3.0, 4.0, 2.0], (5, 1))
     np.testing.assert_array_equal(_reached(traces, np.array([10, 5, 3.5, 2, 1])), [0, 1, 2, 4, 5])
+    traces[:, 3:] = np.nan
+    np.testing.assert_array_equal(_reached(traces, np.array([10, 5, 3.5, 2, 1])), [0, 1, 2, 3, 3])
