@@ -1,17 +1,26 @@
 """stylize/optimize.py: scales, both optimisers, and going on after a stop."""
 
-from collections import deque
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lib.process import UserError
 from lib.run import RunFolder
 from lib.shard import make_mesh
 from stylize.config import BASELINES, Optimization, Perception
-from stylize.optimize import Task, compile_trace, noise, objective, optimize, scales, targets
+from stylize.optimize import (
+    PUBLISHED_SCALE,
+    Task,
+    compile_trace,
+    noise,
+    objective,
+    optimize,
+    scales,
+    targets,
+    transformation,
+)
 from tests.stylize_cases import compiled_once, smooth, tiny_network
 
 pytestmark = pytest.mark.slow  # long; `make test-slow`
@@ -24,6 +33,29 @@ CONTENT, STYLE, OTHER = smooth(0, 24, 36), smooth(1, 40, 28), smooth(2, 30, 30)
 def _compiled_once(tmp_path_factory):
     with compiled_once(tmp_path_factory.mktemp("programs")):
         yield
+
+
+def torch_lbfgs(gradient, x, count, memory):
+    """torch.optim.LBFGS with lr 1 and no line search, for any scale of x, in NumPy: [count + 1, *x.shape]."""
+    pairs, scale, last, path = [], 1.0, None, [x]
+    for _ in range(count):
+        g = gradient(x)
+        if last is None:
+            scale = min(1.0, 1 / np.linalg.norm(g))
+        else:
+            s, y = x - last[0], g - last[1]
+            if np.vdot(s, y) > 0:
+                pairs, scale = [*pairs, (s, y)][-memory:], np.vdot(s, y) / np.vdot(y, y)
+        q, taken = g, []
+        for s, y in pairs[::-1]:
+            taken.append(np.vdot(s, q) / np.vdot(s, y))
+            q = q - taken[-1] * y
+        q = scale * q
+        for (s, y), a in zip(pairs, taken[::-1], strict=True):
+            q = q + (a - np.vdot(y, q) / np.vdot(s, y)) * s
+        last, x = (x, g), x - q
+        path.append(x)
+    return np.stack(path)
 
 
 def run(folder, options, task, perception=PERCEPTION, devices=1):
@@ -67,20 +99,7 @@ def test_the_published_iterations_are_lbfgs_with_steps_of_length_one():
 
     loss = objective(network, PERCEPTION, mesh)
     gradient = jax.jit(jax.grad(lambda x: loss(x[None], batch, jax.random.key(0))[0]))
-    x, pairs, last = start, deque(maxlen=100), None
-    for _ in range(count):
-        g = np.asarray(gradient(x), np.float64)
-        if last is not None:
-            pairs.append((x - last[0], g - last[1]))
-        last, q, shares = (x, g), g, []
-        for s, y in reversed(pairs):
-            shares.append(np.vdot(s, q) / np.vdot(s, y))
-            q = q - shares[-1] * y
-        scale = np.vdot(*pairs[-1]) / np.vdot(pairs[-1][1], pairs[-1][1]) if pairs else min(1, 1 / np.linalg.norm(g))
-        r = scale * q
-        for (s, y), share in zip(pairs, reversed(shares), strict=True):
-            r = r + s * (share - np.vdot(y, r) / np.vdot(s, y))
-        x = (x - r).astype(np.float32)
+    x = np.float32(torch_lbfgs(lambda x: np.asarray(gradient(np.float32(x)), np.float64), start, count, 100)[-1])
     np.testing.assert_allclose(image[0], x, atol=1e-3)
     shown = loss(jnp.clip(x, -1, 1)[None], batch, jax.random.key(0))[0]
     np.testing.assert_allclose(values[-1], shown, rtol=1e-3)
@@ -139,3 +158,19 @@ def test_an_image_that_is_too_small_for_the_layers(tmp_path):
 def test_a_style_that_is_too_small_is_enlarged(tmp_path):
     image, _ = run(tmp_path / "run", Optimization("adam", iterations=(1,)), Task(CONTENT, [smooth(1, 1, 50)], [1.0]))
     assert image.shape == CONTENT.shape and np.isfinite(image).all()
+
+
+def test_lbfgs_without_a_line_search_leaves_out_what_bends_down():
+    """A sum of cosines is convex in its valleys alone; plain optax climbs to a hill from here."""
+    start, wave = np.array([2.6, -2.2, 0.4]), np.array([1.0, 1.5, 0.7])
+    tx = transformation(Optimization(line_search=False, memory=20))
+    expected = torch_lbfgs(lambda x: wave * np.sin(wave * x), start, 12, 20)
+    x, path = jnp.asarray(start, jnp.float32), [start]
+    state = tx.init(x)
+    for _ in range(12):
+        updates, state = tx.update(wave * jnp.sin(wave * x) / PUBLISHED_SCALE, state, x)
+        x = optax.apply_updates(x, updates)
+        path.append(np.asarray(x))
+    curvatures = [np.diff(wave * np.sin(wave * expected), axis=0)[k] @ np.diff(expected, axis=0)[k] for k in range(12)]
+    assert min(curvatures) < -0.01 and np.cos(wave * expected[-1]).min() > 0.999
+    np.testing.assert_allclose(np.stack(path), expected, atol=2e-3)
