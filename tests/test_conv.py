@@ -172,6 +172,16 @@ def test_scanned_gradients_of_both_orders_compile_to_the_fast_dimension_order():
     assert "batch_group_count" not in compiled
 
 
+@pytest.mark.parametrize("case", ["stride", "dilated_input"])
+def test_gradients_of_both_orders_compile_without_zeros_between_entries(case):
+    x, k, settings = _arrays(case, np.float32)
+    f = partial(conv.conv_general_dilated, **settings)
+    compiled = jax.jit(lambda x, k: _derivatives(f, x, k)).lower(x, k).compile().as_text()
+    windows = re.findall(r" convolution\(.*window=\{([^}]*)\}", compiled)
+    assert len(windows) >= 5
+    assert not any("_dilate" in window for window in windows)
+
+
 def test_replicated_operand_on_a_mesh():
     mesh = Mesh(np.asarray(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
     x, k, settings = _arrays("stride", np.float32, batch=len(jax.devices()))
