@@ -45,6 +45,7 @@ CASES = {
     "more_padding_than_kernel": ((3, 4), (2, 2), 2, 3, {"padding": ((4, 3), (3, 5))}),
     "grouped": ((7, 5), (3, 3), 6, 4, {"feature_group_count": 2}),
     "depthwise": ((7, 5), (3, 3), 3, 6, {"feature_group_count": 3, "window_strides": (2, 1)}),
+    "large_kernel_few_features": ((9, 12), (7, 9), 2, 3, {"padding": ((1, 3), (4, -1))}),
     "line": ((11,), (4,), 2, 3, {"window_strides": (3,), "rhs_dilation": (2,)}),
     "volume": ((5, 4, 6), (3, 2, 3), 2, 2, {"window_strides": (2, 1, 2)}),
 }
