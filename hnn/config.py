@@ -258,7 +258,7 @@ PRESETS: dict[str, Config] = {
         seeds=2,
         derivative=Derivative(steps=600),
         rollout=replace(_SPRING.rollout, steps=400),
-        evaluation=Evaluation(n_initial=10, n_points=250),
+        evaluation=Evaluation(n_initial=10, n_points=250, rtol=1e-6),
     ),
     "spring": _SPRING,
     "pendulum": replace(
