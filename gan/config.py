@@ -270,7 +270,7 @@ PRESETS: dict[str, Config] = {
     "digits_dcgan": Config(
         data=Data("digits"),
         network=Network(latent=32, width=24, critic_width=24, levels=2, critic_kernel_px=4),
-        optim=Optim(steps=6000, batch_size=64, lr=2e-3, decay="linear", ema_decay=0.995),
+        optim=Optim(steps=8000, batch_size=64, lr=2e-3, decay="linear", ema_decay=0.995),
         watch=Watch(every=500, samples=500),
         evaluation=Evaluation(1000),
         checkpoint_every=500,

@@ -15,7 +15,7 @@ from lib.report import join
 RUNS = {
     "hnn": "train demo --out {out}",
     "ncsn": "train digits_edm --evaluation.samplers dpm_solver:20 --out {out}",
-    "gan": "train digits_dcgan --out {out}",
+    "gan": "train digits_dcgan --optim.steps 3000 --out {out}",
     "stylize": "image astronaut hubble_deep_field --longest-px 192 --optim.iterations 60 --run {out} --out {out}.png",
 }
 """package: command; on data inside the installed packages"""
