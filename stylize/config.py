@@ -65,8 +65,8 @@ class Optimization:
     """longest side of the first scale; every further one is twice as large"""
     lr: float = 0.03
     """adam: in units of pixel values, which span 2"""
-    memory: int = 10
-    """lbfgs: pairs of steps and gradients that are remembered"""
+    memory: int = 30
+    """lbfgs: pairs of steps and gradients that are remembered, 24 bytes a pixel each"""
     line_search: bool = True
     """lbfgs: along each direction until the objective has fallen enough; without, each step is taken whole, as the
     programs of Gatys et al. and Johnson et al. do, which call Torch's L-BFGS"""
