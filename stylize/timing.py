@@ -100,7 +100,7 @@ class FeedForward:
     """One image after the other, from NumPy to NumPy."""
 
     def __init__(self, problem: Problem, mesh: Mesh):
-        config = Config(styles=("one",), network=Network(width=problem.width, blocks=problem.blocks))
+        config = Config(styles=("one",), network=Network(problem.width, problem.blocks, output="tanh"))
         self._params, self._image = random_params(config), picture(0, problem.size_px)
         self._stylize = Stylizer(Trained(config, self._params), mesh)
         self._mix = self._stylize.mix()
@@ -150,6 +150,8 @@ class Gatys:
     def arrays(self) -> Arrays:
         needed = self._network.up_to(self._network.layers)
         params = {name: p for name, p in self._network.params.items() if name in needed or name == "mean"}
+        # Kernels as they are, without what was computed from them beforehand.
+        params = {name: {k: p[k] for k in ("kernel", "bias")} if name in needed else p for name, p in params.items()}
         return {**weights.flat(params), **self._images}
 
     def run(self, calls: int) -> tuple[int, float]:
