@@ -125,7 +125,7 @@ class Gatys:
     """Iterations on pixels, the rows of the image spread over the devices."""
 
     def __init__(self, problem: Problem, mesh: Mesh):
-        self._mesh, self._options = mesh, Perception(weights=problem.vgg)
+        self._mesh, self._options = mesh, Perception(weights=problem.vgg, tv_weight=0.0)
         self._network, self._optim = vgg.load(self._options), Optimization(optimizer=problem.kind)
         self._images = {name: picture(i, problem.size_px) for i, name in enumerate(("content", "style", "start"))}
         self._batch = place(self._targets(), mesh)
