@@ -17,7 +17,6 @@ computes blocks of 2x2 pixels as its features.
 """
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +24,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+
+from lib.blocks import depth_to_space, resized, space_to_depth
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -179,7 +180,7 @@ class ConvTranspose(nn.ConvTranspose):
 
 
 def _conv_impl(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    if _is_transposed(window) and lhs.size and rhs.size:
+    if _is_spread(window, "lhs_dilation") and lhs.size and rhs.size:
         return _transposed(window, lhs, rhs)
     return lax.conv_general_dilated(
         lhs, rhs, window.strides, window.padding, window.lhs_dilation, window.rhs_dilation,
@@ -207,16 +208,12 @@ def _conv_bwd(window: _Window, residuals: tuple[jax.Array, jax.Array], g: jax.Ar
 _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
-def _is_transposed(window: _Window) -> bool:
-    """Whether nothing but the input is spread: a transposed convolution."""
-    plain = (1,) * len(window.strides)
-    return window.groups == 1 and window.strides == window.rhs_dilation == plain != window.lhs_dilation
-
-
-def _is_strided(window: _Window) -> bool:
-    """Whether nothing but the output is spread."""
-    plain = (1,) * len(window.strides)
-    return window.groups == 1 and window.lhs_dilation == window.rhs_dilation == plain != window.strides
+def _is_spread(window: _Window, *what: str) -> bool:
+    """Whether `what`, of the strides and the two dilations, and nothing else is not 1, in one group."""
+    spread = ("strides", "lhs_dilation", "rhs_dilation")
+    return window.groups == 1 and [any(n != 1 for n in getattr(window, name)) for name in spread] == [
+        name in what for name in spread
+    ]
 
 
 def _transposed(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -228,15 +225,15 @@ def _transposed(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     strides, sizes = window.lhs_dilation, rhs.shape[:-2]
     taps = _phases(sizes, strides)
     kernel = jnp.moveaxis(lax.rev(rhs, tuple(range(len(sizes)))), -2, 0)  # [c, spatial..., features]
-    kernel = _resized(kernel, [(0, t * s) for t, s in zip(taps, strides, strict=True)])
-    kernel = jnp.moveaxis(_space_to_depth(kernel, strides), 0, -2)
+    kernel = resized(kernel, [(0, t * s) for t, s in zip(taps, strides, strict=True)])
+    kernel = jnp.moveaxis(space_to_depth(kernel, strides), 0, -2)
     kernel = lax.rev(kernel, tuple(range(len(sizes))))
     plain = window._replace(lhs_dilation=window.strides, padding=tuple((t - 1, t - 1) for t in taps))
-    whole = _depth_to_space(_conv_impl(plain, lhs, kernel), strides)
+    whole = depth_to_space(_conv_impl(plain, lhs, kernel), strides)
     low = [k - 1 - lo for k, (lo, _) in zip(sizes, window.padding, strict=True)]
     spread = _dilated(lhs.shape[1:-1], strides)
-    length = [n + lo + hi - k + 1 for n, k, (lo, hi) in zip(spread, sizes, window.padding, strict=True)]
-    return _resized(whole, list(zip(low, length, strict=True)))
+    length = _result_sizes(spread, sizes, window.padding)
+    return resized(whole, list(zip(low, length, strict=True)))
 
 
 def _strided_rhs_gradient(window: _Window, lhs: jax.Array, g: jax.Array, rhs_shape: tuple[int, ...]) -> jax.Array:
@@ -249,19 +246,17 @@ def _strided_rhs_gradient(window: _Window, lhs: jax.Array, g: jax.Array, rhs_sha
     spans = [
         (-lo, s * (m + t - 1)) for (lo, _), s, m, t in zip(window.padding, strides, g.shape[1:-1], taps, strict=True)
     ]
-    blocks = _space_to_depth(_resized(lhs, spans), strides)
+    blocks = space_to_depth(resized(lhs, spans), strides)
     plain = window._replace(strides=window.lhs_dilation, padding=((0, 0),) * len(sizes))
     found = _rhs_gradient(plain, blocks, g, (*taps, blocks.shape[-1], g.shape[-1]))
-    kernel = _depth_to_space(jnp.moveaxis(found, -1, 0), strides)  # [features, spatial..., c]
-    return jnp.moveaxis(_resized(kernel, [(0, k) for k in sizes]), 0, -1)
+    kernel = depth_to_space(jnp.moveaxis(found, -1, 0), strides)  # [features, spatial..., c]
+    return jnp.moveaxis(resized(kernel, [(0, k) for k in sizes]), 0, -1)
 
 
 def _is_thin(window: _Window, rhs: jax.Array) -> bool:
     """Whether a convolution has a large kernel but hardly any features, as one that ends in an image's colours."""
-    plain = (1,) * len(window.strides)
     *sizes, _, features = rhs.shape
-    spread = window.strides, window.lhs_dilation, window.rhs_dilation
-    return window.groups == 1 and spread == (plain,) * 3 and features <= 4 and min(sizes) >= 7
+    return _is_spread(window) and features <= 4 and min(sizes) >= 7
 
 
 def _in_blocks(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -272,49 +267,30 @@ def _in_blocks(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     *sizes, c, features = rhs.shape
     count = len(sizes)
     twice = (2,) * count
-    length = [n + lo + hi - k + 1 for n, k, (lo, hi) in zip(lhs.shape[1:-1], sizes, window.padding, strict=True)]
-    taps = [-(-(k + 1) // 2) for k in sizes]
-    spans = [(-lo, 2 * (-(-m // 2) + t - 1)) for (lo, _), m, t in zip(window.padding, length, taps, strict=True)]
+    length = _result_sizes(lhs.shape[1:-1], sizes, window.padding)
+    blocks, taps = _phases(length, twice), _phases([k + 1 for k in sizes], twice)
+    spans = [(-lo, 2 * (m + t - 1)) for (lo, _), m, t in zip(window.padding, blocks, taps, strict=True)]
     kernel = jnp.moveaxis(rhs, -2, 0)  # [c, spatial..., features]
     shifted = [
-        _space_to_depth(_resized(kernel, [(-a, 2 * t) for a, t in zip(phase, taps, strict=True)]), twice)
+        space_to_depth(resized(kernel, [(-a, 2 * t) for a, t in zip(phase, taps, strict=True)]), twice)
         for phase in itertools.product((0, 1), repeat=count)
     ]
     stacked = jnp.stack(shifted, axis=-2).reshape(c, *taps, 2**count, 2**count, features)  # ..., out, in, features
     stacked = jnp.moveaxis(jnp.moveaxis(stacked, 0, -2), -4, -2)  # [taps..., in, c, out, features]
     stacked = stacked.reshape(*taps, 2**count * c, 2**count * features)
     plain = window._replace(padding=((0, 0),) * count)
-    y = _depth_to_space(_conv(plain, _space_to_depth(_resized(lhs, spans), twice), stacked), twice)
-    return _resized(y, [(0, m) for m in length])
+    y = depth_to_space(_conv(plain, space_to_depth(resized(lhs, spans), twice), stacked), twice)
+    return resized(y, [(0, m) for m in length])
 
 
 def _phases(sizes: Sequence[int], strides: Sequence[int]) -> list[int]:
-    """How many entries of a kernel are equal modulo the stride, at most."""
+    """How many entries are equal modulo the stride, at most."""
     return [-(-k // s) for k, s in zip(sizes, strides, strict=True)]
 
 
-def _resized(x: jax.Array, spans: Sequence[tuple[int, int]]) -> jax.Array:
-    """[b, spatial..., c] from `start` on and of `length` in each spatial dimension; zeros where x has none."""
-    sides = [(-start, start + n - size, 0) for (start, n), size in zip(spans, x.shape[1:-1], strict=True)]
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *sides, (0, 0, 0)])
-
-
-def _space_to_depth(x: jax.Array, strides: Sequence[int]) -> jax.Array:
-    """[b, n s..., c] -> [b, n..., s... c]."""
-    b, *sizes, c = x.shape
-    count = len(sizes)
-    pairs = [n for size, s in zip(sizes, strides, strict=True) for n in (size // s, s)]
-    x = x.reshape(b, *pairs, c).transpose(0, *range(1, 2 * count, 2), *range(2, 2 * count + 1, 2), 2 * count + 1)
-    return x.reshape(b, *(size // s for size, s in zip(sizes, strides, strict=True)), math.prod(strides) * c)
-
-
-def _depth_to_space(x: jax.Array, strides: Sequence[int]) -> jax.Array:
-    """[b, n..., s... c] -> [b, n s..., c]."""
-    b, *sizes, depth = x.shape
-    count, c = len(sizes), depth // math.prod(strides)
-    order = [axis for k in range(1, count + 1) for axis in (k, k + count)]
-    x = x.reshape(b, *sizes, *strides, c).transpose(0, *order, 2 * count + 1)
-    return x.reshape(b, *(size * s for size, s in zip(sizes, strides, strict=True)), c)
+def _result_sizes(sizes: Sequence[int], kernel: Sequence[int], padding: Sequence[tuple[int, int]]) -> list[int]:
+    """Of a convolution with stride 1; `sizes` are those of the input, dilated."""
+    return [n + lo + hi - k + 1 for n, k, (lo, hi) in zip(sizes, kernel, padding, strict=True)]
 
 
 def _lhs_gradient(window: _Window, g: jax.Array, rhs: jax.Array, lhs_shape: tuple[int, ...]) -> jax.Array:
@@ -336,9 +312,11 @@ def _rhs_gradient(window: _Window, lhs: jax.Array, g: jax.Array, rhs_shape: tupl
     Groups: the input's channels [groups * c] and the batch [b] become a batch of c images with [groups * b]
     channels, so that group i of the input meets the kernels of group i of the output's features.
     """
-    if _is_strided(window):
+    if _is_spread(window, "strides"):
         return _strided_rhs_gradient(window, lhs, g, rhs_shape)
-    if _is_transposed(window):  # the strided one of which it is the transpose, with input and output exchanged
+    if _is_spread(
+        window, "lhs_dilation"
+    ):  # the strided one of which it is the transpose, with input and output exchanged
         *sizes, c, features = rhs_shape
         back = window._replace(
             strides=window.lhs_dilation,

@@ -149,10 +149,10 @@ class Gatys:
 
     def arrays(self) -> Arrays:
         needed = self._network.up_to(self._network.layers)
-        params = {name: p for name, p in self._network.params.items() if name in needed or name == "mean"}
+        params = self._network.params
         # Kernels as they are, without what was computed from them beforehand.
-        params = {name: {k: p[k] for k in ("kernel", "bias")} if name in needed else p for name, p in params.items()}
-        return {**weights.flat(params), **self._images}
+        layers = {name: {part: params[name][part] for part in ("kernel", "bias")} for name in needed if name in params}
+        return {**weights.flat({**layers, "mean": params["mean"]}), **self._images}
 
     def run(self, calls: int) -> tuple[int, float]:
         """(evaluations of value and gradient, the objective before the last iteration).
