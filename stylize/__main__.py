@@ -1,4 +1,4 @@
-"""python -m stylize image|train|apply|video|evaluate|serve|plan: the command line of style transfer."""
+"""python -m stylize image|train|apply|video|evaluate|serve|export|plan: the command line of style transfer."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lib import config as configs
 from lib import planning
 from lib.process import UserError, command, dispatch
 from lib.run import RunFolder, check_out
+from stylize import networks
 from stylize.config import PRESETS, Config, Evaluation, Optimization, Perception
 
 HELP = f"""usage: python -m stylize COMMAND ...
@@ -29,9 +30,11 @@ HELP = f"""usage: python -m stylize COMMAND ...
   video STYLE CLIP --optimize --out MP4 the same by optimisation of every frame; slow
   plan PRESET --devices N               what a training step costs on devices that are not here
   evaluate RUN --photos DIR             measure a trained network on photographs, and on --clips
-  serve RUN...                          a page in the browser where photographs are stylised
+  serve [RUN...]                        a page in the browser where photographs are stylised
+  export RUN OUT                        a trained network alone, in a folder that is a RUN to all of these
 
 presets of train: {", ".join(PRESETS)}
+come with the package, each a RUN: {", ".join(networks.PRETRAINED)}
 
 `python -m stylize COMMAND ... --help` lists every option, e.g. --perception.style-weight 30"""
 
@@ -158,11 +161,19 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write a trained network to a folder of its own."""
+
+    out: Annotated[Path, tyro.conf.Positional]
+    """a new folder: weights, configuration, a short log, and the style images"""
+
+
+@dataclass(frozen=True)
 class Serve:
     """Stylise photographs on a page in the browser."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """folders of trained networks"""
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = tuple(map(Path, networks.PRETRAINED))
+    """folders of trained networks (default: those that come with the package)"""
     port: int = 7860
     host: str = "127.0.0.1"
     """address to listen at: by default this machine alone; 0.0.0.0 lets in whoever reaches it"""
@@ -233,7 +244,7 @@ def train(args: Sequence[str]) -> None:
 def apply(args: Sequence[str]) -> None:
     usage = "python -m stylize apply RUN IMAGE..."
     _show_help(args, Apply(tyro.MISSING), usage)
-    folder, config, rest = configs.trained_run(Config, "stylize", "apply", args)
+    folder, config, rest = _network("apply", args)
     options = configs.parse(Apply(tyro.MISSING), rest, usage)
     if not options.images:
         raise UserError("which images? python -m stylize apply RUN IMAGE...")
@@ -256,12 +267,12 @@ def video(args: Sequence[str]) -> None:
     check_out(options.out, *movies.FORMATS)
     if options.out.resolve() == options.clip.resolve():
         raise UserError(f"{options.out} is the clip itself: choose another --out")
-    is_run = (Path(args[0]) / "config.json").exists()
+    is_run = (networks.place(args[0]) / "config.json").exists()
     if not options.optimize and not is_run:
         raise UserError(
             f"{args[0]} is not a run folder: python -m stylize train makes one, or --optimize a style image"
         )
-    folder, config = _opened(args[0]) if is_run else (None, None)
+    folder, config = networks.opened(args[0]) if is_run else (None, None)
     _start()
     from stylize import commands
 
@@ -276,8 +287,10 @@ def video(args: Sequence[str]) -> None:
 def evaluate(args: Sequence[str]) -> None:
     usage = "python -m stylize evaluate RUN"
     _show_help(args, Evaluate(Evaluation(), tyro.MISSING), usage)
-    folder, config, rest = configs.trained_run(Config, "stylize", "evaluate", args)
+    folder, config, rest = _network("evaluate", args)
     options = configs.parse(Evaluate(Evaluation(), tyro.MISSING), rest, usage)
+    if options.out is None and networks.pretrained(folder):
+        raise UserError(f"{args[0]} comes with the package: --out says where its evaluation goes")
     if options.measured.style >= len(config.styles):
         raise UserError(f"style {options.measured.style}: the network has {len(config.styles)}, counted from 0")
     _start()
@@ -287,16 +300,31 @@ def evaluate(args: Sequence[str]) -> None:
 
 
 def serve(args: Sequence[str]) -> None:
-    options = configs.parse(Serve(tyro.MISSING), args, "python -m stylize serve RUN...")
+    options = configs.parse(Serve(), args, "python -m stylize serve RUN...")
     if not options.runs:
         raise UserError("python -m stylize serve needs the folder of a run")
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the app needs gradio: pip install -e '.[app]'")
-    runs = [_opened(str(path)) for path in options.runs]
+    runs = [networks.opened(str(path)) for path in options.runs]
     _start()
     from stylize import app
 
     app.serve(options, runs, _say)
+
+
+def export(args: Sequence[str]) -> None:
+    usage = "python -m stylize export RUN OUT"
+    _show_help(args, Export(tyro.MISSING), usage)
+    folder, config, rest = _network("export", args)
+    options = configs.parse(Export(tyro.MISSING), rest, usage)
+    if options.out.exists():
+        raise UserError(f"{options.out} is there already: choose another folder")
+    _start()
+    from stylize import export, training
+
+    trained = training.open_run(config, folder)
+    export.write(config, trained.params, trained.styles, folder, options.out)
+    _say(str(options.out))
 
 
 def plan(args: Sequence[str]) -> None:
@@ -325,9 +353,11 @@ def _show_help(args: Sequence[str], options: object, usage: str) -> None:
         configs.parse(options, args, usage)
 
 
-def _opened(path: str) -> tuple[RunFolder, Config]:
-    folder, values = RunFolder.open(Path(path), "stylize")
-    return folder, configs.from_json(Config, values)
+def _network(name: str, args: Sequence[str]) -> tuple[RunFolder, Config, list[str]]:
+    """(its folder, its configuration, the arguments that are left) of the network that a command begins with."""
+    if not args or args[0].startswith("-"):
+        raise UserError(f"python -m stylize {name} needs the folder of a run")
+    return *networks.opened(args[0]), list(args[1:])
 
 
 def _start():
@@ -342,7 +372,7 @@ def _say(text: str) -> None:
 
 
 COMMANDS = {"image": image, "train": train, "apply": apply, "video": video, "evaluate": evaluate, "serve": serve,
-            "plan": plan}  # fmt: skip
+            "export": export, "plan": plan}  # fmt: skip
 
 
 def main(args: Sequence[str]) -> None:

@@ -229,7 +229,7 @@ _SMALL = Config(
     photo_px=256,
     perception=_JOHNSON,
     network=Network(width=16),
-    optim=Optim(steps=18_000, batch_size=1, crop_px=128, whole=0.14, whole_lr=1e-3),
+    optim=Optim(steps=21_000, batch_size=2, crop_px=128, whole=0.14, lr=4e-3, whole_lr=1.3e-3),
 )
 
 PRESETS: dict[str, Config] = {
@@ -240,7 +240,7 @@ PRESETS: dict[str, Config] = {
         _SMALL,
         perception=replace(_JOHNSON, style_weight=30.0),
         network=replace(_SMALL.network, memory=True),
-        optim=replace(_SMALL.optim, steps=1300, lr=2e-3, whole=1.0, whole_lr=None, temporal_weight=40.0),
+        optim=replace(_SMALL.optim, steps=1300, batch_size=1, lr=2e-3, whole=1.0, whole_lr=None, temporal_weight=40.0),
     ),
     # 40,000 steps of 4 photographs at 256 pixels, for a GPU.
     "full": Config(perception=_JOHNSON, optim=Optim(steps=40_000)),

@@ -16,7 +16,6 @@ import optax.contrib
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from lib import config as configs
 from lib import images
 from lib.checkpoint import Checkpoints, check_finished, restore_finished
 from lib.data import Beside, Resident
@@ -26,7 +25,7 @@ from lib.process import UserError
 from lib.run import RunFolder
 from lib.shard import DATA, example_keys, fetch, make_mesh, make_state, most_devices, varying
 from lib.train import Loss, Metrics, State, fit, init_state, make_step
-from stylize import data
+from stylize import data, export, networks
 from stylize.config import Config, Optim
 from stylize.loss import Arrays, content_losses, content_of, gram, gram_distance, style_of, total_variation
 from stylize.model import TransferNet
@@ -271,8 +270,7 @@ def initial_params(config: Config) -> Any:
     """
     if config.warm_start is None:
         return start_state(config).params
-    folder, values = RunFolder.open(Path(config.warm_start), "stylize")
-    known = configs.from_json(Config, values)
+    folder, known = networks.opened(config.warm_start)
     if dataclasses.replace(known.network, memory=config.network.memory) != config.network:
         raise UserError(f"{config.warm_start} has another network: repeat its --network options")
     rows = [min(k, len(known.styles) - 1) for k in range(len(config.styles))] + [len(known.styles)]
@@ -348,7 +346,9 @@ def train(
 
 
 def open_run(config: Config, folder: RunFolder) -> Trained:
-    """A trained run. Raises UserError where its training is not finished or damaged."""
+    """A trained run, or what was exported of one. Raises UserError where its training is not finished, or damaged."""
+    if (folder.path / export.WEIGHTS).exists():
+        return Trained(config, export.read(folder.path, jax.eval_shape(lambda: start_state(config)).params))
     check_finished(folder.checkpoints / NAME, config.optim.steps)
     state = restore_finished(folder.checkpoints / NAME, functools.partial(start_state, config), config.optim.steps)
     return Trained(config, fetch(state.params))

@@ -62,8 +62,10 @@ def write_runs(desk, config):
     """Runs as training leaves them, with their initial weights: `run`, and `stopped` a step before its end."""
     state = training.start_state(config)
     for name, steps in {"run": config.optim.steps, "stopped": config.optim.steps - 1}.items():
-        with RunFolder.start(desk / name, "stylize", configs.to_json(config), resume=False):
-            pass
+        with RunFolder.start(desk / name, "stylize", configs.to_json(config), resume=False) as folder:
+            folder.logger(training.NAME, 0)(steps, {"loss": 1.0})
+        for style, path in zip(training.style_names(config), config.styles, strict=True):
+            images.write(desk / name / "styles" / f"{style}.png", images.read(desk / path))
         with Checkpoints(desk / name / "checkpoints" / training.NAME) as checkpoints:
             checkpoints.save(steps, state.replace(step=jnp.int32(steps)))
 

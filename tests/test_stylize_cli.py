@@ -17,7 +17,7 @@ from lib import config as configs
 from lib import images
 from lib.features import weights
 from lib.run import RunFolder
-from stylize import apply, training
+from stylize import apply, export, networks, training
 from stylize.__main__ import main
 from stylize.commands import outputs
 from stylize.config import Config, Network, Optim, Perception
@@ -248,6 +248,11 @@ REFUSED = [
     (f"video style.png clip.mp4 --longest-px 2 {OPTIMIZE}", "images of 1 x 2 pixels are too small"),
     (f"video thin.png clip.mp4 {OPTIMIZE}", "images of 1 x 32 pixels are too small"),
     (f"video style.png clip.mp4 --out clip.mkv {OPTIMIZE}", "clip.frames already holds a run"),
+    # export
+    ("export", "needs the folder of a run"),
+    ("export stopped alone", "is not finished"),
+    ("export run photos", "photos is there already"),
+    ("export run style.png/alone", "style.png/alone cannot be made"),
     # evaluate
     ("evaluate", "needs the folder of a run"),
     ("evaluate run", "--photos"),
@@ -383,6 +388,26 @@ def test_apply_keeps_the_size_of_every_kind_of_image(here, desk):
     for name, size in sizes.items():
         with Image.open(desk / "made" / f"{name}.png") as made:
             assert (made.size, made.mode) == (size, "RGB"), name
+
+
+def test_an_exported_network_is_the_same_one_anywhere(here, desk):
+    code, out, err = here("export run kept/alone")
+    assert (code, out, err) == (0, "kept/alone\n", "")
+    for name in ("run", "style.png", "other.png"):
+        (desk / name).rename(desk / "kept" / name)
+    (desk / "kept" / "alone").rename(desk / "moved")
+    for source in ("kept/run", "moved"):
+        assert here(f"apply {source} photo.png --out {Path(source).name}.png --weights 1 2")[0] == 0
+    assert (desk / "moved.png").read_bytes() == (desk / "run.png").read_bytes()
+    folder, config = networks.opened(str(desk / "moved"))
+    assert [images.read(Path(path)).shape for path in config.styles] == [(24, 16, 3), (16, 24, 3)]
+    assert training.style_names(config) == ["style", "other"]
+    assert [row["step"] for row in folder.metrics()] == [2]
+    assert str(desk) not in "".join(path.read_text() for path in folder.path.glob("*.json*"))
+    wrong = {"Norm_0/bias": np.zeros((3, 2), np.float32)}
+    weights.write(desk / "moved" / export.WEIGHTS, wrong)
+    code, _, err = here("apply moved photo.png --out again.png")
+    assert code == 2 and "these are the weights of another network" in err and not (desk / "again.png").exists()
 
 
 def test_image_keeps_an_odd_size_and_goes_on_where_it_was(here, desk):
