@@ -40,9 +40,9 @@ def write(config: Config, params: Any, names: Sequence[str], folder: RunFolder, 
     )
     records = read_json(folder.path / "environment.json")
     rows = folder.metrics()
-    thinned = [*rows[:: max(1, len(rows) // _LINES)], *rows[-1:]]
+    kept = sorted({*range(0, len(rows), max(1, len(rows) // _LINES)), *range(len(rows))[-1:]})
     write_json(out / "environment.json", [{**r, "argv": [_name(word) for word in r["argv"]]} for r in records])
-    write_text(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in thinned))
+    write_text(out / "metrics.jsonl", "".join(json.dumps(rows[k]) + "\n" for k in kept))
     weights.write(out / WEIGHTS, weights.flat(params))
     write_json(out / "config.json", {"package": "stylize", "config": configs.to_json(portable)})
 
