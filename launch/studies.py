@@ -66,7 +66,7 @@ STUDIES = {
                 "{data}/video/bigbuckbunny.mp4",
             ),
         },
-        ("network", "gatys", "lbfgs", "objective", "bikes", "bigbuckbunny"),
+        ("network", "objective", "bikes", "bigbuckbunny"),
     ),
     "gan": Study(
         "Adversarial networks",
