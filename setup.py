@@ -8,7 +8,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=[pattern for name in PACKAGES for pattern in (name, f"{name}.*")]),
     package_dir={"": "."},  # makes an editable install a path, so that a new package needs no new install
-    package_data={"lib.features": ["pretrained/*"], "stylize": ["pretrained/**"]},
+    package_data={"lib.features": ["pretrained/*"], "stylize": ["pretrained/*/*", "pretrained/*/*/*"]},
     install_requires=[
         "jax>=0.10,<0.12",
         "flax>=0.12",
