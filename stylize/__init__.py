@@ -1,0 +1,1 @@
+"""Neural style transfer: by optimisation, by fast networks, of movies."""
