@@ -301,8 +301,6 @@ def evaluate(args: Sequence[str]) -> None:
 
 def serve(args: Sequence[str]) -> None:
     options = configs.parse(Serve(), args, "python -m stylize serve RUN...")
-    if not options.runs:
-        raise UserError("python -m stylize serve needs the folder of a run")
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the app needs gradio: pip install -e '.[app]'")
     runs = [networks.opened(str(path)) for path in options.runs]
@@ -355,9 +353,8 @@ def _show_help(args: Sequence[str], options: object, usage: str) -> None:
 
 def _network(name: str, args: Sequence[str]) -> tuple[RunFolder, Config, list[str]]:
     """(its folder, its configuration, the arguments that are left) of the network that a command begins with."""
-    if not args or args[0].startswith("-"):
-        raise UserError(f"python -m stylize {name} needs the folder of a run")
-    return *networks.opened(args[0]), list(args[1:])
+    folder, config, rest = configs.trained_run(Config, "stylize", name, networks.placed(args))
+    return folder, networks.located(config, folder), rest
 
 
 def _start():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from lib import config as configs
@@ -19,15 +20,22 @@ def place(word: str) -> Path:
     return _PRETRAINED / word if word in PRETRAINED and not Path(word).exists() else Path(word)
 
 
-def opened(word: str) -> tuple[RunFolder, Config]:
-    """The folder and the configuration of a network. Raises UserError where there is none.
+def placed(args: Sequence[str]) -> list[str]:
+    """The arguments of a command that begin with a network, which is a folder then."""
+    return [*(str(place(word)) for word in args[:1]), *args[1:]]
 
-    Style images that lie in the folder are found wherever it is.
-    """
+
+def opened(word: str) -> tuple[RunFolder, Config]:
+    """The folder and the configuration of a network. Raises UserError where there is none."""
     folder, values = RunFolder.open(place(word), "stylize")
-    config = configs.from_json(Config, values)
-    inside = [str(folder.path / style) if (folder.path / style).exists() else style for style in config.styles]
-    return folder, dataclasses.replace(config, styles=tuple(inside))
+    return folder, located(configs.from_json(Config, values), folder)
+
+
+def located(config: Config, folder: RunFolder) -> Config:
+    """With style images that lie in the folder found there, wherever it is."""
+    inside = [folder.path / style for style in config.styles]
+    found = [str(path) if path.exists() else style for path, style in zip(inside, config.styles, strict=True)]
+    return dataclasses.replace(config, styles=tuple(found))
 
 
 def pretrained(folder: RunFolder) -> bool:

@@ -65,7 +65,8 @@ def write_runs(desk, config):
         with RunFolder.start(desk / name, "stylize", configs.to_json(config), resume=False) as folder:
             folder.logger(training.NAME, 0)(steps, {"loss": 1.0})
         for style, path in zip(training.style_names(config), config.styles, strict=True):
-            images.write(desk / name / "styles" / f"{style}.png", images.read(desk / path))
+            if (desk / path).exists():
+                images.write(desk / name / "styles" / f"{style}.png", images.read(desk / path))
         with Checkpoints(desk / name / "checkpoints" / training.NAME) as checkpoints:
             checkpoints.save(steps, state.replace(step=jnp.int32(steps)))
 

@@ -259,7 +259,6 @@ def test_addresses(desk):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("serve", "needs the folder of a run"),
         ("serve absent", "absent is not a run folder"),
         ("serve run text.jpg", "text.jpg is a file, not a folder"),
         ("serve stopped --port {free}", "stopped"),
