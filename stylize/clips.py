@@ -27,6 +27,7 @@ PROTOCOL = (
     "content: of every tenth frame."
 )
 _EVERY, _FAR = 10, 5
+_SHOWN_PX = 400
 
 
 def check(paths: Sequence[Path]) -> None:
@@ -86,7 +87,11 @@ def _images(path: Path) -> Iterator[np.ndarray]:
 
 
 def _frames(movie: Path, out: Path) -> Picture:
-    """Four consecutive frames from the middle."""
+    """Four consecutive frames from the middle, made smaller where they are large."""
     count = movies.probe(movie).frames or 8
-    middle = [image for k, image in enumerate(_images(movie)) if count // 2 <= k < count // 2 + 4]
+    middle = [
+        images.resize_longest(image, min(_SHOWN_PX, max(image.shape[:2])))
+        for k, image in enumerate(_images(movie))
+        if count // 2 <= k < count // 2 + 4
+    ]
     return images.write(out, images.grid(np.stack(middle), columns=2)), f"Four consecutive frames of {movie.name}."

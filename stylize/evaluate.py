@@ -137,11 +137,12 @@ def evaluate(
         numbers["lbfgs_noise.equals_adam_share_of_seconds"] = (
             count / options.iterations * numbers["lbfgs_noise.seconds"] / numbers["adam_noise.seconds"]
         )
-    curves["the network"] = [float(net.mean())] * options.iterations
-    steps = list(range(1, options.iterations + 1))
-    series = {name: (steps, values) for name, values in curves.items()}
-    path = plot.curves(out / "objective.png", series, x="iterations", y="objective, mean over photographs")
-    pictures.append((path, "The network's objective beside those of optimised pixels."))
+    if curves:
+        curves["the network"] = [float(net.mean())] * options.iterations
+        steps = list(range(1, options.iterations + 1))
+        series = {name: (steps, values) for name, values in curves.items()}
+        path = plot.curves(out / "objective.png", series, x="iterations", y="objective, mean over photographs")
+        pictures.append((path, "The network's objective beside those of optimised pixels."))
     dimmed = [_dimmed(photo) for photo in chosen]
     numbers["network.half_contrast_ssim"] = _similarity(made, [stylize(photo, mix) for photo in dimmed])
     numbers["photograph.half_contrast_ssim"] = _similarity(chosen, dimmed)

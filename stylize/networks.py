@@ -11,8 +11,8 @@ from lib.run import RunFolder
 from stylize.config import Config
 
 _PRETRAINED = Path(__file__).parent / "pretrained"
-PRETRAINED = tuple(sorted(path.parent.name for path in _PRETRAINED.glob("*/config.json")))
-"""names of the networks that come with the package"""
+PRETRAINED = ("starry_night", "movie")
+"""names of the networks that come with the package, those for photographs first"""
 
 
 def place(word: str) -> Path:
