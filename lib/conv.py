@@ -223,17 +223,36 @@ def _transposed(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     convolution has the s results (in each dimension) as its features, which are then spread out.
     """
     strides, sizes = window.lhs_dilation, rhs.shape[:-2]
-    taps = _phases(sizes, strides)
+    low = [k - 1 - lo for k, (lo, _) in zip(sizes, window.padding, strict=True)]
+    length = _result_sizes(_dilated(lhs.shape[1:-1], strides), sizes, window.padding)
+    shift = [_first_zeros(*of) for of in zip(sizes, strides, low, length, strict=True)]
+    taps = _phases([k + z for k, z in zip(sizes, shift, strict=True)], strides)
     kernel = jnp.moveaxis(lax.rev(rhs, tuple(range(len(sizes)))), -2, 0)  # [c, spatial..., features]
-    kernel = resized(kernel, [(0, t * s) for t, s in zip(taps, strides, strict=True)])
+    kernel = resized(kernel, [(-z, t * s) for z, t, s in zip(shift, taps, strides, strict=True)])
     kernel = jnp.moveaxis(space_to_depth(kernel, strides), 0, -2)
     kernel = lax.rev(kernel, tuple(range(len(sizes))))
-    plain = window._replace(lhs_dilation=window.strides, padding=tuple((t - 1, t - 1) for t in taps))
+    first = [(n + z) // s for n, z, s in zip(low, shift, strides, strict=True)]
+    last = [-(-(n + z + m) // s) for n, z, s, m in zip(low, shift, strides, length, strict=True)]
+    padding = [
+        (t - 1 - begin, end - n) for t, begin, end, n in zip(taps, first, last, lhs.shape[1:-1], strict=True)
+    ]
+    plain = window._replace(lhs_dilation=window.strides, padding=tuple(padding))
     whole = depth_to_space(_conv_impl(plain, lhs, kernel), strides)
-    low = [k - 1 - lo for k, (lo, _) in zip(sizes, window.padding, strict=True)]
-    spread = _dilated(lhs.shape[1:-1], strides)
-    length = _result_sizes(spread, sizes, window.padding)
-    return resized(whole, list(zip(low, length, strict=True)))
+    begin = [n + z - s * f for n, z, s, f in zip(low, shift, strides, first, strict=True)]
+    return resized(whole, list(zip(begin, length, strict=True)))
+
+
+def _first_zeros(size: int, stride: int, low: int, length: int) -> int:
+    """How many zeros before the kernel let the entries of the result that count fill as few blocks as possible.
+
+    What counts is the number of blocks times that of the kernel's entries in each.
+    """
+
+    def cost(zeros: int) -> int:
+        blocks = -(-(low + zeros + length) // stride) - (low + zeros) // stride
+        return blocks * -(-(size + zeros) // stride)
+
+    return min(range(stride), key=cost)
 
 
 def _strided_rhs_gradient(window: _Window, lhs: jax.Array, g: jax.Array, rhs_shape: tuple[int, ...]) -> jax.Array:

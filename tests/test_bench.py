@@ -134,19 +134,21 @@ def test_the_page_of_ratios():
     problem = {
         "variants": {"chain": chain, "torch contiguous": chain | {"samples_per_s": 20.0}},
         "parameters": 12345, "count": 64, "evaluations": 35, "chain_per_evaluations": 0.97,
-        "chain_per_compiled_evaluations": 1.01,
+        "chain_per_compiled_evaluations": 1.01, "torch": "3",
     }  # fmt: skip
     seconds = {"per_s": 2.0, "median_s": 0.5, "first_s": 4.0, "peak_mib": 256.0}
     network = {
         "problem": {"kind": "network", "width": 16, "size_px": 256},
         "variants": {"ours": seconds, "torch contiguous": seconds | {"per_s": 1.6}},
         "ratio": 1.25,
+        "torch": "3",
     }
     cycles = {"per_s": 9.0, "median_s": 0.5, "first_s": 4.0, "peak_mib": 256.0}
     dcgan = {
         "problem": {"parameters": 1234, "batch_size": 64, "n_critic": 1},
         "variants": {"ours": cycles, "torch contiguous": cycles | {"per_s": 6.0}},
         "ratio": 1.5,
+        "torch": "3",
     }
     scaling = {
         "step_s": {"half": 0.1, "one": 0.2, "two": 0.21},
@@ -154,21 +156,20 @@ def test_the_page_of_ratios():
         "prediction_error": {"one": 0.1, "two": 0.11},
         "images": 16, "weak_scaling": 0.95, "flops_per_s": 2e10, "all_reduce_bytes": 2**20, "all_reduce_s": 0.004,
     }  # fmt: skip
-    text = page(
-        {
-            "scaling": scaling,
-            "gan": {"cores": 2, "problems": {"dcgan": dcgan}},
-            "stylize": {"cores": 2, "problems": {"network": network}, "large": {}},
-            "ncsn": {"cores": 2, "problems": {"unet": problem}},
-            "convolution": {"variants": variants, "steps_per_round": 8, "cores": 2},
-            "inception": {"variants": features, "batch": 32, "cores": 2},
-            "hnn": {
-                "environment": environment,
-                "torch": "2",
-                "tasks": {"spring": {"training": {"hnn": rates}, "rollouts": rollouts}},
-            },
-        }
-    )
+    results = {
+        "scaling": scaling,
+        "gan": {"cores": 2, "problems": {"dcgan": dcgan}},
+        "stylize": {"cores": 2, "problems": {"network": network}, "large": {}},
+        "ncsn": {"cores": 2, "problems": {"unet": problem}},
+        "convolution": {"variants": variants, "steps_per_round": 8, "cores": 2},
+        "inception": {"variants": features, "batch": 32, "cores": 2},
+        "hnn": {"torch": "2", "tasks": {"spring": {"training": {"hnn": rates}, "rollouts": rollouts}}},
+    }
+    results = {name: r | {"environment": environment} for name, r in results.items()}
+    text = page(results)
+    assert "## Training of GANs\n\n2020-01-02, 2 CPU cores, jax 0, torch 3, Python 3.\n" in text
+    assert "## Hamiltonian networks\n\n2020-01-02, 2 CPU cores, jax 0, torch 2, Python 3.\n" in text
+    assert "## Convolutions" not in page({"gan": results["gan"]})
     assert "| torch contiguous | 600 | 1.20 |" in text
     assert "| torch channels_last | 6.00 | 1.50 |" in text
     assert "| 16 | 256 | 2.00 | 1.60 | 1.25 | 4.0 | 256 | 256 |" in text

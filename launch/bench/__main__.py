@@ -1,29 +1,33 @@
-"""`python -m launch.bench`: every benchmark one after the other, and the page of their ratios, docs/results/speed.md.
+"""`python -m launch.bench`: benchmarks one after the other, and the page of their ratios, docs/results/speed.md.
 
-Run it on a machine that does nothing else. A benchmark whose JSON lies in the folder already is not run again.
+Run it on a machine that does nothing else. The page shows all benchmarks whose JSON lies in the folder; those asked for
+by `--only` are run anew, all others where there is none of theirs.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lib.config import parse
 from lib.process import UserError, command
 from lib.run import read_json, write_text
 
-BENCHMARKS = ("convolution", "hnn", "ncsn", "inception", "stylize", "gan", "scaling")
+Name = Literal["convolution", "hnn", "ncsn", "inception", "stylize", "gan", "scaling"]
+BENCHMARKS: tuple[Name, ...] = get_args(Name)
 
 
 @dataclass(frozen=True)
 class Bench:
     """Measure everything beside PyTorch and write the page of ratios."""
 
-    runs: Path = Path("runs/bench")
+    only: tuple[Name, ...] = ()
+    """measure these anew, and nothing else (default: what is not measured yet)"""
+    runs: Path = Path("docs/results/speed")
     """folder for the JSON of each benchmark"""
     out: Path = Path("docs/results/speed.md")
     """the page"""
@@ -31,43 +35,46 @@ class Bench:
 
 def main(argv: Sequence[str]) -> None:
     options = parse(Bench(), argv, "python -m launch.bench")
-    results = {name: _results(name, options.runs) for name in BENCHMARKS}
+    files = {name: options.runs / f"{name}.json" for name in BENCHMARKS}
+    for name in options.only or [name for name, file in files.items() if not file.exists()]:
+        _measure(name, files[name])
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(options.out, page(results))
+    write_text(options.out, page({name: read_json(file) for name, file in files.items() if file.exists()}))
     print(options.out)
 
 
-def _results(name: str, runs: Path) -> dict[str, Any]:
-    file = runs / f"{name}.json"
-    if not file.exists():
-        runs.mkdir(parents=True, exist_ok=True)
-        status = subprocess.run([sys.executable, "-m", f"launch.bench.{name}", "--json", str(file)], check=False)
-        if status.returncode:
-            raise UserError(f"python -m launch.bench.{name} failed with exit code {status.returncode}")
-    return read_json(file)
+def _measure(name: str, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    words = [f"launch.bench.{name}", "--json", str(file), *(["--large"] if name == "stylize" else [])]
+    status = subprocess.run([sys.executable, "-m", *words], check=False).returncode
+    if status:
+        raise UserError(f"python -m launch.bench.{name} failed with exit code {status}")
 
 
-def page(results: dict[str, Any]) -> str:
-    """The Markdown page of the benchmarks' JSON."""
-    environment, torch = results["hnn"]["environment"], results["hnn"]["torch"]
-    return "\n".join(
-        [
-            "# Speed beside PyTorch",
-            "",
-            "    python -m launch.bench",
-            "",
-            f"{environment['utc_start'][:10]}, {environment['cores']} CPU cores, jax {environment['versions']['jax']}, "
-            f"torch {torch}, Python {environment['python']}. Rounds of both sides alternate on the same data; each is "
-            "warmed up; medians. Ratios above 1: ours is faster.",
-            "",
-            *_convolution(results["convolution"]),
-            *_hnn(results["hnn"]["tasks"]),
-            *_ncsn(results["ncsn"]),
-            *_inception(results["inception"]),
-            *_stylize(results["stylize"]),
-            *_gan(results["gan"]),
-            *_scaling(results["scaling"]),
-        ]
+def page(results: Mapping[str, dict[str, Any]]) -> str:
+    """The Markdown page of the benchmarks' JSON, those that there are."""
+    lines = [
+        "# Speed beside PyTorch",
+        "",
+        "    python -m launch.bench",
+        "",
+        "Rounds of both sides alternate on the same data; each is warmed up; medians. Ratios above 1: ours is faster.",
+        "",
+    ]
+    for name in (name for name in BENCHMARKS if name in results):
+        title, *section = _SECTIONS[name](results[name])
+        lines += [title, "", _measured(results[name]), *section]
+    return "\n".join(lines)
+
+
+def _measured(r: dict[str, Any]) -> str:
+    """When, and on what."""
+    environment = r["environment"]
+    torch = r.get("torch") or next((p["torch"] for p in r.get("problems", {}).values()), None)
+    versions = [f"jax {environment['versions']['jax']}", *([f"torch {torch}"] if torch else [])]
+    return (
+        f"{environment['utc_start'][:10]}, {environment['cores']} CPU cores, {', '.join(versions)}, "
+        f"Python {environment['python']}."
     )
 
 
@@ -276,6 +283,16 @@ def _scaling(r: dict[str, Any]) -> list[str]:
         "",
     ]
 
+
+_SECTIONS = {
+    "convolution": _convolution,
+    "hnn": lambda r: _hnn(r["tasks"]),
+    "ncsn": _ncsn,
+    "inception": _inception,
+    "stylize": _stylize,
+    "gan": _gan,
+    "scaling": _scaling,
+}
 
 if __name__ == "__main__":
     sys.exit(command(main))
