@@ -233,9 +233,7 @@ def _transposed(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     kernel = lax.rev(kernel, tuple(range(len(sizes))))
     first = [(n + z) // s for n, z, s in zip(low, shift, strides, strict=True)]
     last = [-(-(n + z + m) // s) for n, z, s, m in zip(low, shift, strides, length, strict=True)]
-    padding = [
-        (t - 1 - begin, end - n) for t, begin, end, n in zip(taps, first, last, lhs.shape[1:-1], strict=True)
-    ]
+    padding = [(t - 1 - begin, end - n) for t, begin, end, n in zip(taps, first, last, lhs.shape[1:-1], strict=True)]
     plain = window._replace(lhs_dilation=window.strides, padding=tuple(padding))
     whole = depth_to_space(_conv_impl(plain, lhs, kernel), strides)
     begin = [n + z - s * f for n, z, s, f in zip(low, shift, strides, first, strict=True)]

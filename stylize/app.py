@@ -208,7 +208,7 @@ def optimize(
     x: np.ndarray | None = None
     for size, steps in planned:
         tell(done, total)
-        batch = place(targets(network, params, task, size, tiled=False), mesh)
+        batch = place(targets(network, params, task, size, mesh, tiled=False), mesh)
         x = images.resize(task.content if x is None else x, *size)
         fresh = init_state(jnp.asarray(x)[None], tx, jax.random.key(0))
         state = place(jax.tree.map(jnp.array, fresh), mesh)  # copies: no array may be donated twice

@@ -68,13 +68,19 @@ def style_of(
     network: LossNetwork, params: Any, images: Sequence[jax.Array], weights: Sequence[float] | None = None
 ) -> Arrays:
     """The Gram matrices [c, c] per layer of style images [h, w, 3] of any sizes: their weighted mean."""
-    shares = jnp.asarray(weights or [1.0] * len(images), jnp.float32)
+    return mixed([_grams_of(network, params, image) for image in images], weights)
+
+
+def _grams_of(network: LossNetwork, params: Any, image: jax.Array) -> Arrays:
+    found = network.features(params, image[None], network.style_layers)
+    return {layer: gram(found[layer])[0] for layer in network.style_layers}
+
+
+def mixed(grams: Sequence[Arrays], weights: Sequence[float] | None = None) -> Arrays:
+    """The weighted mean of several styles' Gram matrices."""
+    shares = jnp.asarray(weights or [1.0] * len(grams), jnp.float32)
     shares = shares / jnp.sum(shares)
-    each = [network.features(params, image[None], network.style_layers) for image in images]
-    return {
-        layer: sum(share * gram(found[layer])[0] for share, found in zip(shares, each, strict=True))
-        for layer in network.style_layers
-    }
+    return {layer: sum(share * g[layer] for share, g in zip(shares, grams, strict=True)) for layer in grams[0]}
 
 
 def everywhere(grams: Arrays) -> Style:

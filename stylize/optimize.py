@@ -22,11 +22,12 @@ from lib.shard import compile_step, fetch, place, spread_pixels
 from lib.train import Loss, Metrics, State, Step, fit, init_state, make_step
 from stylize import tiles
 from stylize.config import Optimization, Perception
-from stylize.loss import content_of, everywhere, perceptual_loss, regions, style_of
+from stylize.loss import Arrays, content_of, everywhere, mixed, perceptual_loss, regions, style_of
 from stylize.vgg import LossNetwork
 
 _PREVIEW_EVERY = 50
-_TILE_PX, _AT_ONCE_PX, _LARGEST_STYLE_PX = 1024, 2**22, 2048
+TILE_PX = 256  # 4096 x 4096 pixels in 6 GiB
+_AT_ONCE_PX = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,33 +64,40 @@ def schedule(options: Optimization, size: tuple[int, int], least_px: int) -> lis
 
 def tile_side(options: Optimization, size: tuple[int, int]) -> int | None:
     """Of the tiles that a scale of this size is computed in; none where it is computed at once."""
-    return options.tile_px or (_TILE_PX if size[0] * size[1] > _AT_ONCE_PX else None)
+    return options.tile_px or (TILE_PX if size[0] * size[1] > _AT_ONCE_PX else None)
 
 
-def targets(network: LossNetwork, params: Any, task: Task, size: tuple[int, int], *, tiled: bool) -> Any:
+def targets(network: LossNetwork, params: Any, task: Task, size: tuple[int, int], mesh: Mesh, *, tiled: bool) -> Any:
     """What the images of one scale are compared with: the batch of `objective`, or of `tiles.objective`.
 
     Raises UserError for regions in tiles.
     """
     content = images.resize(task.content, *size)
-    longest = min(max(round(max(size) * task.style_scale), network.stride), _LARGEST_STYLE_PX)
+    longest = max(round(max(size) * task.style_scale), network.stride)
     styles = [_at_least(images.resize_longest(s, longest), network.stride) for s in task.styles]
+    grams = [_grams_of(network, params, style, mesh) for style in styles]
     x = jnp.asarray(content)[None]
     if tiled:
         if task.masks is not None:
             raise UserError("regions are not possible in tiles: choose a smaller --longest-px")
-        grams = style_of(network, params, [jnp.asarray(s) for s in styles], task.weights)
-        return {"params": params, "grams": grams, "picture": x}
+        return {"params": params, "grams": mixed(grams, task.weights), "picture": x}
     if task.masks is None:
-        style = everywhere(style_of(network, params, [jnp.asarray(s) for s in styles], task.weights))
+        style = everywhere(mixed(grams, task.weights))
     else:
-        grams = [style_of(network, params, [jnp.asarray(s)]) for s in styles]
         shapes = jax.eval_shape(lambda x: network.features(params, x, network.style_layers), x)
         masks = jnp.stack(
             [jnp.asarray(np.maximum(images.resize(mask[..., None], *size)[..., 0], 0)) for mask in task.masks]
         )
         style = regions(grams, masks, {layer: s.shape[1:3] for layer, s in shapes.items()})
     return {"params": params, "style": style, "content": content_of(network, params, x)}
+
+
+def _grams_of(network: LossNetwork, params: Any, image: np.ndarray, mesh: Mesh) -> Arrays:
+    """Those of a style image, in tiles where it is large."""
+    x = jnp.asarray(image)
+    if x.shape[0] * x.shape[1] <= _AT_ONCE_PX:
+        return style_of(network, params, [x])
+    return tiles.style_of(network, params, x, mesh, TILE_PX)
 
 
 def _at_least(image: np.ndarray, least_px: int) -> np.ndarray:
@@ -258,7 +266,7 @@ def optimize(
     x: np.ndarray | None = task.start
     for size, steps in schedule(options, (h, w), network.stride):
         here = dataclasses.replace(options, tile_px=tile_side(options, size))
-        batch = targets(network, params, task, size, tiled=here.tile_px is not None)
+        batch = targets(network, params, task, size, mesh, tiled=here.tile_px is not None)
         if x is None:
             x = task.content if options.start == "content" else noise(seed, size)
         how = f"adam, in tiles of {here.tile_px} pixels" if here.tile_px else options.optimizer

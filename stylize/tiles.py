@@ -7,6 +7,7 @@ its own part: there are no seams, nothing has to be shifted, and the objective i
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -81,6 +82,47 @@ def objective(network: LossNetwork, options: Perception, mesh: Mesh, tile_px: in
     return loss
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3, 4), inline=True)
+def style_of(network: LossNetwork, params: Any, image: jax.Array, mesh: Mesh, tile_px: int) -> Arrays:
+    """The Gram matrices [c, c] per layer of a style image [h, w, 3], continued as those of `objective`, in the memory
+    of one tile per device."""
+    whole = _continued(image[None], network.stride)
+    tiles = _spread_out(grid(whole.shape[1:3], tile_px, network), mesh)
+
+    def one(total: Arrays, x: Any) -> tuple[Arrays, None]:
+        starts, parts = x
+        found = network.features(params, _windows(whole, starts, tiles, mesh), network.style_layers)
+        return jax.tree.map(jnp.add, total, _products(network, found, parts)), None
+
+    sizes = {layer: network.channels(layer) for layer in network.style_layers}
+    blank = {layer: jnp.zeros((c, c), image.dtype) for layer, c in sizes.items()}
+    total, _ = jax.lax.scan(one, blank, (jnp.asarray(tiles.starts), jnp.asarray(tiles.parts)))
+    return {layer: total[layer] / (_places(network, whole, layer) * c) for layer, c in sizes.items()}
+
+
+def _windows(image: jax.Array, starts: jax.Array, tiles: _Rounds, mesh: Mesh) -> jax.Array:
+    """[devices, h', w', 3], those of one round."""
+    cut = jax.vmap(
+        lambda s: jax.lax.dynamic_slice(image[0], (s[0], s[1], jnp.zeros_like(s[0])), (*tiles.window_px, 3))
+    )(starts)
+    return cut if mesh.size == 1 else jax.lax.with_sharding_constraint(cut, NamedSharding(mesh, P(DATA)))
+
+
+def _products(network: LossNetwork, found: Arrays, parts: jax.Array) -> Arrays:
+    """F F^T per style layer, of what tiles count."""
+    products = {}
+    for layer in network.style_layers:
+        f = found[layer]
+        rows = (f * _counted(f.shape, parts, network.scale(layer))).reshape(-1, f.shape[-1])
+        products[layer] = rows.T @ rows
+    return products
+
+
+def _places(network: LossNetwork, image: jax.Array, layer: str) -> int:
+    h, w = image.shape[1:3]
+    return (h // network.scale(layer)) * (w // network.scale(layer))
+
+
 def _continued(x: jax.Array, unit: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % unit), (0, -x.shape[2] % unit), (0, 0)), mode="edge")
 
@@ -112,33 +154,20 @@ def _tiled(
 ) -> tuple[jax.Array, Metrics]:
     """(style and content terms, weighted; both alone); differentiable in `whole`."""
     relative = options.scale == "relative"
-    h, w = whole.shape[1:3]
     xs = (jnp.asarray(tiles.starts), jnp.asarray(tiles.parts))
-    over_tiles = NamedSharding(mesh, P(DATA))
-
-    def places(layer: str) -> int:
-        return (h // network.scale(layer)) * (w // network.scale(layer))
-
-    def windows(image: jax.Array, starts: jax.Array) -> jax.Array:
-        cut = jax.vmap(
-            lambda s: jax.lax.dynamic_slice(image[0], (s[0], s[1], jnp.zeros_like(s[0])), (*tiles.window_px, 3))
-        )(starts)
-        return cut if mesh.size == 1 else jax.lax.with_sharding_constraint(cut, over_tiles)
+    places = functools.partial(_places, network, whole)
+    windows = functools.partial(_windows, tiles=tiles, mesh=mesh)
 
     def sums(cut: jax.Array, parts: jax.Array, pictures: jax.Array) -> tuple[Arrays, Arrays, Arrays]:
         """Of these tiles: F F^T per style layer, sum (F - P)^2 and sum P^2 per content layer."""
         found = network.features(params, cut, network.layers)
         wanted = network.features(params, pictures, network.content_layers)
-        products, errors, squares = {}, {}, {}
-        for layer, f in found.items():
-            counted = _counted(f.shape, parts, network.scale(layer))
-            if layer in network.style_layers:
-                rows = (f * counted).reshape(-1, f.shape[-1])
-                products[layer] = rows.T @ rows
-            if layer in network.content_layers:
-                errors[layer] = jnp.sum(counted * (f - wanted[layer]) ** 2)
-                squares[layer] = jnp.sum(counted * wanted[layer] ** 2)
-        return products, errors, squares
+        errors, squares = {}, {}
+        for layer in network.content_layers:
+            counted = _counted(found[layer].shape, parts, network.scale(layer))
+            errors[layer] = jnp.sum(counted * (found[layer] - wanted[layer]) ** 2)
+            squares[layer] = jnp.sum(counted * wanted[layer] ** 2)
+        return _products(network, found, parts), errors, squares
 
     def loss_of(products: Arrays, errors: Arrays, squares: Arrays) -> tuple[jax.Array, Metrics]:
         style, content = [], []

@@ -40,7 +40,7 @@ from stylize import tiles, vgg
 from stylize.apply import Stylizer
 from stylize.config import Config, Network, Optimization, Perception
 from stylize.loss import content_of, everywhere, style_of
-from stylize.optimize import adam_step, compile_trace, objective, transformation
+from stylize.optimize import TILE_PX, adam_step, compile_trace, objective, transformation
 from stylize.training import Trained, build_model
 
 Answer = dict[str, Any]
@@ -63,7 +63,7 @@ class Problem:
     """of the network"""
     iterations: int = 5
     """lbfgs, adam: in one program, which is one call"""
-    tile_px: int = 512
+    tile_px: int = TILE_PX
     """tiles"""
     vgg: str | None = None
     """file of weights of the loss network (default: that of `Perception`)"""

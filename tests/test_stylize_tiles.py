@@ -64,6 +64,15 @@ def test_the_objective_and_its_gradient_are_those_of_the_whole_image(height, wid
     np.testing.assert_allclose(tiled_gradient, gradient, atol=1e-10 * np.abs(gradient).max())
 
 
+def test_gram_matrices_of_a_style_image_are_those_of_the_whole_image():
+    params, image = double(NETWORK.params), double(smooth(2, 61, 74))
+    continued = jnp.pad(image, ((0, 3), (0, 2), (0, 0)), mode="edge")
+    wanted = style_of(NETWORK, params, [continued])
+    found = tiles.style_of(NETWORK, params, image, make_mesh(4), 32)
+    for layer in NETWORK.style_layers:
+        np.testing.assert_allclose(found[layer], wanted[layer], rtol=1e-10)
+
+
 def test_every_pixel_is_counted_once():
     found = tiles.grid((72, 100), 16, NETWORK)
     count = np.zeros((72, 100), int)
