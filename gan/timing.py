@@ -104,12 +104,16 @@ class Bench:
     def record(self, out: str) -> dict[str, Any]:
         config, model, rows = self.config, self.model, self.config.optim.batch_size
         rng = np.random.default_rng(1)
-        x = rng.uniform(-1, 1, (rows, *model.shape)).astype(np.float32)
-        z = rng.standard_normal((rows, model.latent)).astype(np.float32)
-        keys = example_keys(jax.random.key(2), rows)
-        found = jax.jit(lambda params: _players(config, model, params, x, z, keys))(self._parameters())
+        x = rng.uniform(-1, 1, (rows, *model.shape))
+        z = rng.standard_normal((rows, model.latent))
+        # In double precision: single, generator gradients through SNGAN's kinks are off by 1e-3 on either side.
+        with jax.enable_x64(True):
+            keys = example_keys(jax.random.key(2), rows)
+            params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float64), self._parameters())
+            found = jax.jit(lambda params: _players(config, model, params, x, z, keys))(params)
+            share = np.asarray(jax.vmap(jax.random.uniform)(keys))
         (critic, critic_gradient), (generator, generator_gradient) = found
-        np.savez(out, x=x, z=z, share=np.asarray(jax.vmap(jax.random.uniform)(keys)), critic_loss=critic,
+        np.savez(out, x=x, z=z, share=share, critic_loss=critic,
                  generator_loss=generator, **flat(critic_gradient, "critic"),
                  **flat(generator_gradient, "generator"))  # fmt: skip
         return {}

@@ -8,7 +8,7 @@ second order, for every one of the generator. Ours is one program for all cycles
 device per core, with the data on the device; PyTorch runs eagerly with a thread per core, contiguous and channels_last,
 of which the faster one counts, and keeps an average of the generator as ours does.
 
-Both begin with the same weights; losses and gradients of both players on one batch are compared. Every variant is a
+Both begin with the same weights; losses and gradients of both players on one batch are compared, in double precision. Every variant is a
 process of its own, which sleeps while the others work; rounds alternate between them, and medians count. The first
 call of each includes tracing and compiling (no compilation cache is used).
 """
@@ -34,7 +34,8 @@ from lib.shard import cores
 
 CYCLES = {"dcgan": 20, "sngan": 10, "wgan_gp": 5}
 TORCH_WAYS: dict[str, dict[str, bool]] = {"torch contiguous": {}, "torch channels_last": {"channels_last": True}}
-LIMITS = {"critic_loss": 1e-4, "generator_loss": 1e-4, "critic gradient": 1e-3, "generator gradient": 1e-3}
+LIMITS = dict.fromkeys(("critic_loss", "generator_loss", "critic gradient", "generator gradient"), 1e-8)
+"""largest differences, relative, in double precision"""
 BAR = 1.0
 PAUSE_S = 0.3  # before a round: OpenMP's threads, which spin for a while after their work, are asleep by then
 DESCRIPTION = "Training of GANs: cycles of critic and generator against PyTorch."

@@ -189,7 +189,7 @@ class Bench:
         """How far losses (relative) and gradients (relative, in the Euclidean norm) are from the recorded ones."""
         with np.load(record, allow_pickle=False) as file:
             r = dict(file)
-        generator, critic = self._nets()
+        generator, critic = (net.double() for net in self._nets())
         x, z = self._channels_first(r["x"]), torch.from_numpy(r["z"])
         with torch.no_grad():
             fake = generator(z)
