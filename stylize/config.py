@@ -76,7 +76,7 @@ class Optimization:
     """lbfgs: the objective sees pixels as a file shows them, between black and white; without, as published, it sees
     values that are lost when the image is saved"""
     tile_px: int | None = None
-    """side of the tiles that a scale is computed in, by Adam (default: 256 for scales of more than a megapixel)"""
+    """side of the tiles that a scale is computed in, by Adam (default: 256 for more pixels than 1024 x 768)"""
 
     def __post_init__(self) -> None:
         _require(bool(self.iterations) and min(self.iterations) >= 1, "optim.iterations must be positive")

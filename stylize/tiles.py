@@ -102,10 +102,16 @@ def style_of(network: LossNetwork, params: Any, image: jax.Array, mesh: Mesh, ti
 
 def _windows(image: jax.Array, starts: jax.Array, tiles: _Rounds, mesh: Mesh) -> jax.Array:
     """[devices, h', w', 3], those of one round."""
+    image = _whole(image, mesh)
     cut = jax.vmap(
         lambda s: jax.lax.dynamic_slice(image[0], (s[0], s[1], jnp.zeros_like(s[0])), (*tiles.window_px, 3))
     )(starts)
     return cut if mesh.size == 1 else jax.lax.with_sharding_constraint(cut, NamedSharding(mesh, P(DATA)))
+
+
+def _whole(image: jax.Array, mesh: Mesh) -> jax.Array:
+    """On every device: XLA would divide the one image of a batch over all of them, padded to as many."""
+    return image if mesh.size == 1 else jax.lax.with_sharding_constraint(image, NamedSharding(mesh, P()))
 
 
 def _products(network: LossNetwork, found: Arrays, parts: jax.Array) -> Arrays:
@@ -124,6 +130,8 @@ def _places(network: LossNetwork, image: jax.Array, layer: str) -> int:
 
 
 def _continued(x: jax.Array, unit: int) -> jax.Array:
+    if x.shape[1] % unit == x.shape[2] % unit == 0:
+        return x  # the gradient of no padding at all is six more images in memory
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % unit), (0, -x.shape[2] % unit), (0, 0)), mode="edge")
 
 
@@ -213,9 +221,9 @@ def _tiled(
                 at = (jnp.zeros_like(top), top, left, jnp.zeros_like(top))
                 before = jax.lax.dynamic_slice(gradient, at, (1, *by_window.shape[1:]))
                 gradient = jax.lax.dynamic_update_slice(gradient, before + by_window[k : k + 1], at)
-            return gradient, None
+            return _whole(gradient, mesh), None
 
-        return (jax.lax.scan(one, jnp.zeros_like(image), xs)[0],)
+        return (_whole(jax.lax.scan(one, jnp.zeros_like(image), xs)[0], mesh),)
 
     value.defvjp(forward, backward)
     return value(whole)

@@ -8,9 +8,9 @@ second order, for every one of the generator. Ours is one program for all cycles
 device per core, with the data on the device; PyTorch runs eagerly with a thread per core, contiguous and channels_last,
 of which the faster one counts, and keeps an average of the generator as ours does.
 
-Both begin with the same weights; losses and gradients of both players on one batch are compared, in double precision. Every variant is a
-process of its own, which sleeps while the others work; rounds alternate between them, and medians count. The first
-call of each includes tracing and compiling (no compilation cache is used).
+Both begin with the same weights; losses and gradients of both players on one batch are compared, in double precision.
+Every variant is a process of its own, which sleeps while the others work; rounds alternate between them, and medians
+count. The first call of each includes tracing and compiling (no compilation cache is used).
 """
 
 from __future__ import annotations
