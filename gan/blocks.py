@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from lib.batch_norm import channel_moments
 from lib.initial import Initializer, constant, normal
+from lib.sums import affine
 
 STATISTICS = "statistics"
 _DECAY, _EPSILON = 0.9, 1e-5
@@ -44,7 +45,8 @@ class BatchNorm(nn.Module):
                 for running, now in ((running_mean, mean), (running_variance, variance)):
                     running.value = _DECAY * running.value + (1 - _DECAY) * jax.lax.stop_gradient(now)
         gain = scale * jax.lax.rsqrt(variance + _EPSILON)
-        return x * gain + (shift - mean * gain)
+        offset = shift - mean * gain
+        return x * gain + offset if self.classes else affine(x, gain, offset)
 
 
 def leaky_relu(slope: float) -> Callable[[jax.Array], jax.Array]:

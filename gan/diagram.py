@@ -25,20 +25,20 @@ class Part(NamedTuple):
 
 def parts(module: nn.Module, *inputs: Any) -> list[Part]:
     """The modules that `module(*inputs)` calls directly, in the order of their calls; computes nothing."""
-    found: list[tuple[str, str, str, str]] = []
+    found: dict[str, tuple[str, str, str]] = {}  # a module that is made of another one in its own place counts once
 
     def record(call: Any, args: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
         outputs = call(*args, **options)
         path = context.module.path
         if context.method_name == "__call__" and len(path) == 1:
-            found.append((path[0], type(context.module).__name__, _shape(args[0]), _shape(outputs)))
+            found[path[0]] = type(context.module).__name__, _shape(args[0]), _shape(outputs)
         return outputs
 
     with nn.intercept_methods(record):
         made = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))
     return [
         Part(kind, given, outputs, sum(leaf.size for leaf in jax.tree.leaves(made["params"].get(name, {}))))
-        for name, kind, given, outputs in found
+        for name, (kind, given, outputs) in found.items()
     ]
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lib.shard import pmean
+from lib.sums import channel_sums
 
 
 def channel_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -15,6 +16,5 @@ def channel_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _channel_means(x: jax.Array) -> jax.Array:
-    """[..., c] -> [c], as a matrix product: five times as fast on the CPU as its reduction over leading axes."""
-    rows = x.reshape(-1, x.shape[-1])
-    return (jnp.full((1, len(rows)), 1 / len(rows)) @ rows)[0]
+    """[..., c] -> [c]."""
+    return channel_sums(x, x.shape[-1] / x.size)

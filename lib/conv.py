@@ -16,6 +16,7 @@ Nor with hardly any features: the 9x9 convolution that ends networks of images t
 computes blocks of 2x2 pixels as its features.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from flax import linen as nn
 from jax import lax
 
 from lib.blocks import depth_to_space, resized, space_to_depth
+from lib.sums import channel_sums
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -140,6 +142,17 @@ class Conv(nn.Conv):
 
     conv_general_dilated: Any = conv_general_dilated
 
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """[*batch, spatial..., c] -> [*batch, spatial..., features]."""
+        if not self.use_bias:
+            return super().__call__(inputs)
+        known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        plain = nn.Conv(**known | {"use_bias": False, "parent": self, "name": "plain"})
+        nn.share_scope(self, plain)
+        y = plain(inputs)
+        return _biased(y, self.param("bias", self.bias_init, (self.features,), self.param_dtype).astype(y.dtype))
+
 
 class ConvTranspose(nn.ConvTranspose):
     """`flax.linen.ConvTranspose` with `conv_transpose` above: same fields, same parameter names.
@@ -175,8 +188,21 @@ class ConvTranspose(nn.ConvTranspose):
             preferred_element_type=self.preferred_element_type,
         )
         if bias is not None:
-            y += bias
+            y = _biased(y, bias)
         return y.reshape(*batch_shape, *y.shape[1:])
+
+
+def _biased(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """The sum of [..., c] and [c]; on the CPU with a fast gradient to the bias."""
+    return _add(*_equally_varying(y, bias)) if jax.default_backend() == "cpu" else y + bias
+
+
+@jax.custom_vjp
+def _add(y: jax.Array, bias: jax.Array) -> jax.Array:
+    return y + bias
+
+
+_add.defvjp(lambda y, bias: (_add(y, bias), None), lambda _, g: (g, channel_sums(g).astype(g.dtype)))
 
 
 def _conv_impl(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:

@@ -54,7 +54,7 @@ def layers(module, *args):
     called = []
 
     def note(call, args, kwargs, context):
-        if context.method_name == "__call__":
+        if context.method_name == "__call__" and not (called and called[-1] is context.module):  # not as its base class
             called.append(context.module)
         return call(*args, **kwargs)
 
