@@ -27,7 +27,8 @@ from flax import linen as nn
 from jax import lax
 
 from lib.blocks import depth_to_space, resized, space_to_depth
-from lib.sums import channel_sums
+from lib.shard import equally_varying
+from lib.sums import biased
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -98,7 +99,7 @@ def conv_general_dilated(
         feature_group_count, precision, preferred_element_type,
     )  # fmt: skip
     conv = _in_blocks if _is_thin(window, rhs) and lhs.size else _conv
-    return conv(window, *_equally_varying(lhs, rhs))
+    return conv(window, *equally_varying(lhs, rhs))
 
 
 def conv_transpose(
@@ -151,7 +152,7 @@ class Conv(nn.Conv):
         plain = nn.Conv(**known | {"use_bias": False, "parent": self, "name": "plain"})
         nn.share_scope(self, plain)
         y = plain(inputs)
-        return _biased(y, self.param("bias", self.bias_init, (self.features,), self.param_dtype).astype(y.dtype))
+        return biased(y, self.param("bias", self.bias_init, (self.features,), self.param_dtype).astype(y.dtype))
 
 
 class ConvTranspose(nn.ConvTranspose):
@@ -188,21 +189,8 @@ class ConvTranspose(nn.ConvTranspose):
             preferred_element_type=self.preferred_element_type,
         )
         if bias is not None:
-            y = _biased(y, bias)
+            y = biased(y, bias)
         return y.reshape(*batch_shape, *y.shape[1:])
-
-
-def _biased(y: jax.Array, bias: jax.Array) -> jax.Array:
-    """The sum of [..., c] and [c]; on the CPU with a fast gradient to the bias."""
-    return _add(*_equally_varying(y, bias)) if jax.default_backend() == "cpu" else y + bias
-
-
-@jax.custom_vjp
-def _add(y: jax.Array, bias: jax.Array) -> jax.Array:
-    return y + bias
-
-
-_add.defvjp(lambda y, bias: (_add(y, bias), None), lambda _, g: (g, channel_sums(g).astype(g.dtype)))
 
 
 def _conv_impl(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -257,13 +245,13 @@ def _transposed(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     kernel = resized(kernel, [(-z, t * s) for z, t, s in zip(shift, taps, strides, strict=True)])
     kernel = jnp.moveaxis(space_to_depth(kernel, strides), 0, -2)
     kernel = lax.rev(kernel, tuple(range(len(sizes))))
-    first = [(n + z) // s for n, z, s in zip(low, shift, strides, strict=True)]
-    last = [-(-(n + z + m) // s) for n, z, s, m in zip(low, shift, strides, length, strict=True)]
+    low = [n + z for n, z in zip(low, shift, strict=True)]
+    first = [n // s for n, s in zip(low, strides, strict=True)]
+    last = [-(-(n + m) // s) for n, s, m in zip(low, strides, length, strict=True)]
     padding = [(t - 1 - begin, end - n) for t, begin, end, n in zip(taps, first, last, lhs.shape[1:-1], strict=True)]
     plain = window._replace(lhs_dilation=window.strides, padding=tuple(padding))
     whole = depth_to_space(_conv_impl(plain, lhs, kernel), strides)
-    begin = [n + z - s * f for n, z, s, f in zip(low, shift, strides, first, strict=True)]
-    return resized(whole, list(zip(begin, length, strict=True)))
+    return resized(whole, [(n % s, m) for n, s, m in zip(low, strides, length, strict=True)])
 
 
 def _first_zeros(size: int, stride: int, low: int, length: int) -> int:
@@ -416,17 +404,3 @@ def _per_dimension(value: int | Sequence[int] | None, spatial: int) -> tuple[int
     if value is None or isinstance(value, int):
         return (1 if value is None else value,) * spatial
     return tuple(value)
-
-
-def _equally_varying(*arrays: jax.Array) -> list[jax.Array]:
-    """Inside shard_map: mark all as varying over the mesh axes that any of them varies over.
-
-    JAX's own primitives do it implicitly; a custom_vjp has to, or the gradient of an operand that is equal on
-    all devices would come back without the sum over them.
-    """
-    axes = [jax.typeof(x).manual_axis_type.varying for x in arrays]
-    union = frozenset().union(*axes)
-    return [
-        lax.pcast(x, tuple(sorted(union - own)), to="varying") if union - own else x
-        for x, own in zip(arrays, axes, strict=True)
-    ]

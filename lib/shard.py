@@ -123,6 +123,20 @@ def pmean(tree: Any) -> Any:
     return unravel(jax.lax.pmean(flat, DATA))
 
 
+def equally_varying(*arrays: jax.Array) -> list[jax.Array]:
+    """Inside shard_map: mark all as varying over the mesh axes that any of them varies over.
+
+    JAX's own primitives do it implicitly; a custom_vjp has to, or the gradient of an operand that is equal on
+    all devices would come back without the sum over them.
+    """
+    axes = [jax.typeof(x).manual_axis_type.varying for x in arrays]
+    union = frozenset().union(*axes)
+    return [
+        jax.lax.pcast(x, tuple(sorted(union - own)), to="varying") if union - own else x
+        for x, own in zip(arrays, axes, strict=True)
+    ]
+
+
 def varying(tree: Any) -> Any:
     """Marks replicated values as per-device ones, so that their gradients stay local until `pmean`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from lib.shard import varying
+from lib.shard import equally_varying
 
 
 def channel_sums(x: jax.Array, weight: float = 1.0) -> jax.Array:
@@ -14,11 +14,24 @@ def channel_sums(x: jax.Array, weight: float = 1.0) -> jax.Array:
     return (jnp.full((1, len(rows)), weight, jnp.promote_types(x.dtype, jnp.float32)) @ rows)[0]
 
 
+def biased(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """x [..., c] plus bias [c]; on the CPU with such a sum in its gradient."""
+    return _biased(*equally_varying(x, bias)) if jax.default_backend() == "cpu" else x + bias
+
+
+@jax.custom_vjp
+def _biased(x: jax.Array, bias: jax.Array) -> jax.Array:
+    return x + bias
+
+
+_biased.defvjp(lambda x, bias: (_biased(x, bias), None), lambda _, g: (g, channel_sums(g).astype(g.dtype)))
+
+
 def affine(x: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
     """x [..., c] times gain [c] plus offset [c]; on the CPU with such sums in its gradient."""
     if jax.default_backend() != "cpu":
         return x * gain + offset
-    return _affine(x, *varying((gain, offset)))
+    return _affine(*equally_varying(x, gain, offset))
 
 
 @jax.custom_vjp

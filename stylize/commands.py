@@ -56,7 +56,7 @@ def prepared(options: Image, say: Callable[[str], None]) -> tuple[Task, LossNetw
     """The images and the loss network of a command. Raises UserError as both do, and where they do not fit together."""
     task, network = task_of(options), vgg.load(options.perception, say)
     _check_size(network, *task.content.shape[:2])
-    if options.masks and tile_side(options.optim, task.content.shape[:2]):
+    if options.masks and tile_side(options.optim, task.content.shape[:2], regions=True):
         raise UserError("regions are not possible in tiles: choose a smaller --longest-px, and no --optim.tile-px")
     return task, network
 

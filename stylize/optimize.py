@@ -28,6 +28,7 @@ from stylize.vgg import LossNetwork
 _PREVIEW_EVERY = 50
 # L-BFGS takes 5.5 GiB at 1024 x 768 pixels; in tiles, 4096 x 4096 pixels take less.
 TILE_PX, _AT_ONCE_PX = 256, 3 * 2**18
+_AT_ONCE_WITH_REGIONS_PX = 2**22  # which tiles cannot have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +63,10 @@ def schedule(options: Optimization, size: tuple[int, int], least_px: int) -> lis
     return [(s, options.iterations[min(k, len(options.iterations) - 1)]) for k, s in enumerate(sizes)]
 
 
-def tile_side(options: Optimization, size: tuple[int, int]) -> int | None:
+def tile_side(options: Optimization, size: tuple[int, int], *, regions: bool) -> int | None:
     """Of the tiles that a scale of this size is computed in; none where it is computed at once."""
-    return options.tile_px or (TILE_PX if size[0] * size[1] > _AT_ONCE_PX else None)
+    most_px = _AT_ONCE_WITH_REGIONS_PX if regions else _AT_ONCE_PX
+    return options.tile_px or (TILE_PX if size[0] * size[1] > most_px else None)
 
 
 def targets(network: LossNetwork, params: Any, task: Task, size: tuple[int, int], mesh: Mesh, *, tiled: bool) -> Any:
@@ -72,14 +74,14 @@ def targets(network: LossNetwork, params: Any, task: Task, size: tuple[int, int]
 
     Raises UserError for regions in tiles.
     """
+    if tiled and task.masks is not None:
+        raise UserError("regions are not possible in tiles: choose a smaller --longest-px")
     content = images.resize(task.content, *size)
     longest = max(round(max(size) * task.style_scale), network.stride)
     styles = [_at_least(images.resize_longest(s, longest), network.stride) for s in task.styles]
     grams = [_grams_of(network, params, style, mesh) for style in styles]
     x = jnp.asarray(content)[None]
     if tiled:
-        if task.masks is not None:
-            raise UserError("regions are not possible in tiles: choose a smaller --longest-px")
         return {"params": params, "grams": mixed(grams, task.weights), "picture": x}
     if task.masks is None:
         style = everywhere(mixed(grams, task.weights))
@@ -265,7 +267,7 @@ def optimize(
     params = place(network.params, mesh)
     x: np.ndarray | None = task.start
     for size, steps in schedule(options, (h, w), network.stride):
-        here = dataclasses.replace(options, tile_px=tile_side(options, size))
+        here = dataclasses.replace(options, tile_px=tile_side(options, size, regions=task.masks is not None))
         batch = targets(network, params, task, size, mesh, tiled=here.tile_px is not None)
         if x is None:
             x = task.content if options.start == "content" else noise(seed, size)

@@ -91,9 +91,7 @@ def test_without_style_noise_becomes_the_activations_of_the_photograph(tmp_path)
 def test_the_published_iterations_are_lbfgs_with_steps_of_length_one():
     """Beside the two loops of Nocedal and Wright (algorithm 7.4) in NumPy, after a first step of length 1."""
     network, mesh, count = tiny_network(), make_mesh(1), 6
-    batch = targets(
-        network, network.params, Task(CONTENT, [STYLE], [1.0]), CONTENT.shape[:2], make_mesh(1), tiled=False
-    )
+    batch = targets(network, network.params, Task(CONTENT, [STYLE], [1.0]), CONTENT.shape[:2], mesh, tiled=False)
     start = noise(0, CONTENT.shape[:2])
     run = compile_trace(network, PERCEPTION, BASELINES["gatys"], mesh, count)
     image, values, evaluations = run(start, batch)
