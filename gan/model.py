@@ -78,6 +78,7 @@ def build(network: Network, facts: Facts, *, encoder: bool = False) -> Gan:
     shape, classes = facts.shape, facts.classes if network.conditioning != "none" else 0
     outputs = 2 * network.latent if encoder else 1
     width, critic_width, levels = network.width, network.critic_width, network.levels
+    critic_levels = network.critic_levels or levels
     if network.kind == "mlp":
         generator = dcgan.MLP(width, levels, shape[0])
         critic = dcgan.MLP(critic_width, levels, outputs, network.slope)
@@ -86,12 +87,12 @@ def build(network: Network, facts: Facts, *, encoder: bool = False) -> Gan:
         generator, critic = {
             "dcgan": lambda: (
                 dcgan.Generator(image, width, levels, network.kernel_px),
-                dcgan.Critic(critic_width, levels, network.critic_kernel_px, network.critic_norm == "batch",
+                dcgan.Critic(critic_width, critic_levels, network.critic_kernel_px, network.critic_norm == "batch",
                              network.slope, outputs),
             ),
             "cnn": lambda: (
                 dcgan.Generator(image, width, levels, network.kernel_px, smooth=True),
-                dcgan.CnnCritic(critic_width, levels, network.slope, outputs),
+                dcgan.CnnCritic(critic_width, critic_levels, network.slope, outputs),
             ),
             "resnet": lambda: (
                 resnet.Generator(image, width, levels, classes if network.conditioning == "projection" else 0),

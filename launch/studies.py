@@ -71,10 +71,7 @@ STUDIES = {
     "gan": Study(
         "Adversarial networks",
         {
-            **{
-                name: training(name)
-                for name in ("mixture_wgan_gp", "digits_dcgan", "mnist_dcgan", "mnist_wgan_gp", "mnist_sngan")
-            },
+            **{name: training(name) for name in ("mixture_wgan_gp", "digits_dcgan", "mnist_dcgan", "mnist_cgan")},
             **{
                 name: training(f"{name} --autoencoder.steps 16384")
                 for name in ("lines_acai", "lines_autoencoder", "mnist_acai_32", "mnist_autoencoder_32")

@@ -46,6 +46,8 @@ CASES = {
     "grouped": ((7, 5), (3, 3), 6, 4, {"feature_group_count": 2}),
     "depthwise": ((7, 5), (3, 3), 3, 6, {"feature_group_count": 3, "window_strides": (2, 1)}),
     "large_kernel_few_features": ((9, 12), (7, 9), 2, 3, {"padding": ((1, 3), (4, -1))}),
+    "more_kernel_than_input": ((4, 3), (5, 5), 2, 3, {"window_strides": (2, 2)}),
+    "more_kernel_transposed": ((2, 3), (5, 6), 2, 3, {"lhs_dilation": (2, 2), "padding": ((2, 3), (4, 1))}),
     "line": ((11,), (4,), 2, 3, {"window_strides": (3,), "rhs_dilation": (2,)}),
     "volume": ((5, 4, 6), (3, 2, 3), 2, 2, {"window_strides": (2, 1, 2)}),
 }
@@ -181,6 +183,17 @@ def test_gradients_of_both_orders_compile_without_zeros_between_entries(case):
     windows = re.findall(r" convolution\(.*window=\{([^}]*)\}", compiled)
     assert len(windows) >= 5
     assert not any("_dilate" in window for window in windows)
+
+
+@pytest.mark.parametrize("case", ["more_kernel_than_input", "more_kernel_transposed"])
+def test_small_inputs_compile_without_exchanging_input_and_kernel(case):
+    x, k, settings = _arrays(case, np.float32)
+    f = partial(conv.conv_general_dilated, **settings)
+    compiled = jax.jit(lambda x, k: _derivatives(f, x, k)).lower(x, k).compile().as_text()
+    assert " dot(" in compiled
+    assert "rhs_reversal" not in compiled
+    theirs = partial(lax.conv_general_dilated, **settings)
+    assert "rhs_reversal" in jax.jit(theirs).lower(x, k).compile().as_text()
 
 
 def test_replicated_operand_on_a_mesh():

@@ -54,8 +54,8 @@ class Generator(nn.Module):
 class Critic(nn.Module):
     def __init__(self, p: dict[str, Any]):
         super().__init__()
-        channels, levels, width = p["shape"][-1], p["levels"], p["critic_width"]
-        side = p["shape"][0] >> levels
+        channels, levels, width = p["shape"][-1], p["critic_levels"] or p["levels"], p["critic_width"]
+        side = -(-p["shape"][0] // 2**levels)
         self.slope, normed = p["slope"], p["critic_norm"] == "batch"
         if p["kind"] == "cnn":
             steps = [(channels, width, 3, 1)]
