@@ -4,7 +4,7 @@ A batch holds the n critic batches: {"image": uint8 [n b, h, w, c], "label": int
 j n + i belongs to example j of update i, so that spreading a batch over devices changes no update. Everything random
 about an example comes from its own key: data, latent, class, and where its penalty is taken.
 
-Real and generated examples pass the critic together, unless it has batch norm: then each have their own statistics.
+Real and generated examples pass the critic together. In its batch norm each half has its own statistics.
 """
 
 from __future__ import annotations
@@ -107,12 +107,14 @@ def _critic_update(
             score = lambda x, y, statistics: model.score({"params": effective, STATISTICS: statistics}, x, y)  # noqa: E731
             statistics = statistics_of(state, "critic")
             if statistics:
-                real_scores, statistics = score(x, y, statistics)
-                fake_scores, statistics = score(fake, y_fake, statistics)
+                halves = jax.tree.map(lambda *of: jnp.stack(of), (x, y), (fake, y_fake))
+                scores, moved = jax.vmap(lambda half: score(*half, statistics))(halves)
+                statistics = jax.tree.map(lambda of: jnp.mean(of, 0), moved)
             else:
                 both_y = None if y is None else jnp.concatenate([y, y_fake])
                 scores, _ = score(jnp.concatenate([x, fake]), both_y, {})
-                real_scores, fake_scores = jnp.split(scores, 2)
+                scores = jnp.split(scores, 2)
+            real_scores, fake_scores = scores
             value = losses.critic_loss(optim.loss, real_scores, fake_scores)
             metrics = {
                 "critic": value,

@@ -42,9 +42,12 @@ def compiled(config, facts, devices, how, rates, pixels):
     return compile_step(step, make_mesh(devices), how), txs
 
 
-def run(config, facts, batch, *, devices=1, how="jit", rates=SGD, steps=1, pixels=Pixels()):
+def run(config, facts, batch, *, devices=1, how="jit", rates=SGD, steps=1, pixels=Pixels(), scale=1.0):
+    """`scale`: of the generator's first parameters."""
     step, txs = compiled(config, facts, devices, how, rates, pixels)
     _, state = start(config, facts)
+    scaled = jax.tree.map(lambda w: scale * w, state.params["generator"])
+    state = state.replace(params=state.params | {"generator": scaled})
     state = state.replace(opt_state={name: tx.init(state.params[name]) for name, tx in txs.items()})
     if how != "pmap":
         mesh = make_mesh(devices)
@@ -77,6 +80,12 @@ def test_the_number_of_devices_changes_nothing_of_spectral_norm_and_penalty(alon
 def test_the_number_of_devices_changes_nothing_of_batch_norm_and_classes(alone):
     found = run(DIGITS, DIGIT_FACTS, digits(8), devices=4, how="shard_map", pixels=Pixels(dequantize=True))
     assert_close(found, alone[1], rtol=2e-3, atol=2e-5)
+
+
+def test_generated_examples_are_not_seen_by_the_batch_norm_of_real_ones(alone):
+    _, metrics = run(DIGITS, DIGIT_FACTS, digits(8), pixels=Pixels(dequantize=True), scale=2.0)
+    assert metrics["real"] == pytest.approx(float(alone[1][1]["real"]), rel=1e-5)
+    assert abs(metrics["fake"] - alone[1][1]["fake"]) > 1e-4
 
 
 def test_one_power_iteration_per_update_of_the_critic():
