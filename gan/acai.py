@@ -33,8 +33,7 @@ import jax.numpy as jnp
 import optax
 
 from gan.acai_config import Options
-from gan.blocks import doubled, halved
-from lib.conv import Conv
+from gan.blocks import Conv, doubled, halved
 from lib.initial import initialised, normal, xavier
 from lib.process import UserError
 from lib.shard import example_keys

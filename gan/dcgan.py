@@ -11,8 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gan.blocks import BatchNorm, leaky_relu, with_class
-from lib.conv import Conv, ConvTranspose
+from gan.blocks import BatchNorm, Conv, ConvTranspose, leaky_relu, with_class
 from lib.initial import normal, xavier
 
 _WEIGHTS = normal(0.02)

@@ -298,10 +298,15 @@ def _scale(
             images.write(folder.path / "samples" / f"{name}_{done:04d}.png", fetch(state.params)[0])
 
     with Checkpoints(folder.checkpoints / name, keep=1) as checkpoints:
-        fresh = place(init_state(jnp.asarray(start)[None], transformation(options), jax.random.key(seed)), mesh)
-        state = checkpoints.restore(fresh)
+
+        def begin() -> State:
+            fresh = place(init_state(jnp.asarray(start)[None], transformation(options), jax.random.key(seed)), mesh)
+            restored = checkpoints.restore(fresh)
+            return fresh if restored is None else restored
+
+        # No name here for the state at the beginning: of a large image it takes a gigabyte for as long as it has one.
         state = fit(
-            fresh if state is None else state,
+            begin(),
             build_step(network, perception, options, mesh),
             FullBatch(batch, constant_spec=P()),
             steps=steps,
@@ -310,7 +315,7 @@ def _scale(
             steps_per_call=1,
             checkpoints=checkpoints,
             checkpoint_every=_PREVIEW_EVERY,
-            log=folder.logger(name, 0 if state is None else int(state.step)),
+            log=folder.logger(name, max(checkpoints.steps(), default=0)),
             hooks=[(_PREVIEW_EVERY, preview)],
             progress=name,
         )

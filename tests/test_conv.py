@@ -185,6 +185,27 @@ def test_gradients_of_both_orders_compile_without_zeros_between_entries(case):
     assert not any("_dilate" in window for window in windows)
 
 
+# name: input sizes, kernel sizes, channels, features, keywords
+MINIMAL = {
+    "same": ((9, 6), (3, 3), 16, 17, {}),
+    "asymmetric": ((7, 8), (3, 3), 17, 16, {"padding": ((0, 3), (2, 1))}),
+    "stride": ((11, 12), (5, 5), 4, 16, {"window_strides": (2, 2)}),
+}
+
+
+@pytest.mark.parametrize("case", MINIMAL)
+def test_derivatives_by_winograds_algorithm(case, monkeypatch):
+    monkeypatch.setitem(CASES, case, MINIMAL[case])
+    with jax.enable_x64(True):
+        x, k, settings = _arrays(case, batch=8)
+        ours, theirs = (partial(f, **settings) for f in (conv.conv_general_dilated, lax.conv_general_dilated))
+        _assert_close(*_both(_derivatives, partial(ours, minimal=True), theirs, x, k), 1e-11)
+    x, k = np.float32(x), np.float32(k)
+    f = partial(conv.conv_general_dilated, minimal=True, **settings)
+    compiled = jax.jit(lambda x, k: _derivatives(f, x, k)).lower(x, k).compile().as_text()
+    assert " convolution(" not in compiled
+
+
 @pytest.mark.parametrize("case", ["more_kernel_than_input", "more_kernel_transposed"])
 def test_small_inputs_compile_without_exchanging_input_and_kernel(case):
     x, k, settings = _arrays(case, np.float32)
