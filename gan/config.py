@@ -56,8 +56,7 @@ class Network:
     levels: int = 4
     """resolutions between the latent and the image; mlp: hidden layers"""
     critic_levels: int | None = None
-    """dcgan, cnn: of the critic, whose last layer adds up what it sees at each place: 4 where only the whole image tells
-    (default: levels)"""
+    """dcgan, cnn: those of the critic, which sees more of an image at once with more of them (default: levels)"""
     kernel_px: int = 4
     """dcgan: side of the generator's kernels"""
     critic_kernel_px: int = 5
