@@ -33,7 +33,8 @@ import jax.numpy as jnp
 import optax
 
 from gan.acai_config import Options
-from gan.blocks import Conv, doubled, halved
+from gan.blocks import doubled, halved
+from lib.conv import Conv
 from lib.initial import initialised, normal, xavier
 from lib.process import UserError
 from lib.shard import example_keys

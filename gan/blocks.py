@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lib import conv
 from lib.batch_norm import channel_moments
 from lib.initial import Initializer, constant, normal
 from lib.sums import affine
 
 STATISTICS = "statistics"
 _DECAY, _EPSILON = 0.9, 1e-5
-
-
-class Conv(conv.Conv):
-    """By Winograd's algorithm where that is faster."""
-
-    conv_general_dilated: Any = functools.partial(conv.conv_general_dilated, minimal=True)
-
-
-class ConvTranspose(conv.ConvTranspose):
-    """By Winograd's algorithm where that is faster."""
-
-    minimal: bool = True
 
 
 class BatchNorm(nn.Module):

@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gan.blocks import BatchNorm, Conv, ConvTranspose, leaky_relu, with_class
+from gan.blocks import BatchNorm, leaky_relu, with_class
+from lib.conv import Conv, ConvTranspose
 from lib.initial import normal, xavier
 
 _WEIGHTS = normal(0.02)

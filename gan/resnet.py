@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gan.blocks import BatchNorm, Conv, doubled, halved, leaky_relu, with_class
+from gan.blocks import BatchNorm, doubled, halved, leaky_relu, with_class
+from lib.conv import Conv
 from lib.initial import constant, xavier
 
 _BRANCH, _PLAIN = xavier(2**0.5), xavier()

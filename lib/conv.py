@@ -38,8 +38,9 @@ from lib.blocks import depth_to_space, resized, space_to_depth
 from lib.shard import equally_varying
 from lib.sums import biased
 
-# Where Winograd's algorithm is faster: channels, results per dimension, and tiles.
-_WIDE, _LARGE, _TILES = 16, 5, 32
+# Where Winograd's algorithm is faster: at least so many channels, results per dimension, and tiles. It takes five times
+# the memory of the input, so that is limited.
+_WIDE, _LARGE, _TILES, _MOST = 16, 5, 32, 2**25
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -156,9 +157,12 @@ def conv_transpose(
 
 
 class Conv(nn.Conv):
-    """`flax.linen.Conv` with `conv_general_dilated` above: same fields, same parameter names."""
+    """`flax.linen.Conv` with `conv_general_dilated` above, `minimal`: same fields, same parameter names.
 
-    conv_general_dilated: Any = conv_general_dilated
+    Networks that measure give the field `conv_general_dilated` the function itself.
+    """
+
+    conv_general_dilated: Any = functools.partial(conv_general_dilated, minimal=True)
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -173,12 +177,10 @@ class Conv(nn.Conv):
 
 
 class ConvTranspose(nn.ConvTranspose):
-    """`flax.linen.ConvTranspose` with `conv_transpose` above: same fields, same parameter names.
+    """`flax.linen.ConvTranspose` with `conv_transpose` above, `minimal`: same fields, same parameter names.
 
     Raises ValueError for padding "CIRCULAR", which only flax's own has.
     """
-
-    minimal: bool = False
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -206,7 +208,7 @@ class ConvTranspose(nn.ConvTranspose):
             transpose_kernel=self.transpose_kernel,
             precision=self.precision,
             preferred_element_type=self.preferred_element_type,
-            minimal=self.minimal,
+            minimal=True,
         )
         if bias is not None:
             y = biased(y, bias)
@@ -349,7 +351,7 @@ def _suits_winograd(window: _Window, lhs: jax.Array, rhs: jax.Array | jax.ShapeD
         return False
     results = _result_sizes(lhs.shape[1:-1], sizes, window.padding)
     tiles = len(lhs) * math.prod(-(-n // winograd.TILE) for n in results)
-    return min(c, features) >= _WIDE and min(results) >= _LARGE and tiles >= _TILES
+    return min(c, features) >= _WIDE and min(results) >= _LARGE and tiles >= _TILES and lhs.size <= _MOST
 
 
 def _strided_rhs_gradient(window: _Window, lhs: jax.Array, g: jax.Array, rhs_shape: tuple[int, ...]) -> jax.Array:

@@ -7,6 +7,7 @@ their sigmoids) are calibrated probabilities.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lib import config as configs
+from lib import conv
 from lib.batch_norm import channel_moments
-from lib.conv import Conv
 from lib.features import CLASSIFIERS, weights
 from lib.features.net import FeatureNet, Features
 from lib.process import UserError
@@ -35,6 +36,8 @@ _WHITENING_FLOOR = 1e-2  # variance; chroma of JPEG files has next to none at th
 _MAX_DIRECTIONS = 24
 PIXEL_SCALE = 64.0
 _NHWC = ("NHWC", "HWIO", "NHWC")
+# Features measure: convolutions are exact to the last digits.
+_Conv = functools.partial(conv.Conv, use_bias=False, conv_general_dilated=conv.conv_general_dilated)
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Plain(nn.Module):
         for level, width in enumerate(self.widths):
             x = x if level == 0 else _max_pool(x)
             for _ in range(2):
-                x = Conv(width, (3, 3), use_bias=False)(x)
+                x = _Conv(width, (3, 3))(x)
                 x = nn.relu(BatchNorm()(x, train))
         pool = jnp.mean(x, (1, 2))
         return Features(pool, nn.Dense(self.classes)(pool))
@@ -125,11 +128,11 @@ class Residual(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> Features:
         for level, width in enumerate(self.widths):
             size, stride = (self.patch_px, self.patch_px // 2) if level == 0 else (3, 2)
-            x = Conv(width, (size, size), (stride, stride), use_bias=False)(x)
+            x = _Conv(width, (size, size), (stride, stride))(x)
             x = nn.relu(BatchNorm()(x, train))
-            y = Conv(width, (3, 3), use_bias=False)(x)
+            y = _Conv(width, (3, 3))(x)
             y = nn.relu(BatchNorm()(y, train))
-            y = Conv(width, (3, 3), use_bias=False)(y)
+            y = _Conv(width, (3, 3))(y)
             x = nn.relu(x + BatchNorm()(y, train))
         pool = jnp.mean(x, (1, 2))
         return Features(pool, nn.Dense(self.classes)(pool))
@@ -150,7 +153,7 @@ class SmallVGG(nn.Module):
         for block, width in enumerate(self.widths, 1):
             x = x if block == 1 else nn.avg_pool(x, (2, 2), (2, 2))
             for i in (1, 2):
-                x = Conv(width, (3, 3), use_bias=False, name=f"conv{block}_{i}")(x)
+                x = _Conv(width, (3, 3), name=f"conv{block}_{i}")(x)
                 x = nn.relu(BatchNorm(name=f"norm{block}_{i}")(x, train))
         features = jnp.mean(x, (1, 2))
         return Features(features, nn.Dense(self.classes)(features))
