@@ -26,8 +26,11 @@ class BatchNorm(nn.Module):
     scale_init: Initializer = normal(0.02, mean=1.0)
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool, y: jax.Array | None = None) -> jax.Array:
-        """x [b, ..., c], y [b, classes] -> [b, ..., c]."""
+    def __call__(self, x: jax.Array, train: bool, y: jax.Array | None = None, *, halves: bool = False) -> jax.Array:
+        """x [b, ..., c], y [b, classes] -> [b, ..., c].
+
+        `halves`: both halves of a batch for training have their own statistics; the running ones follow their mean.
+        """
         channels = x.shape[-1:]
         running_mean = self.variable(STATISTICS, "mean", lambda: constant(0.0)(None, channels))
         running_variance = self.variable(STATISTICS, "variance", lambda: constant(1.0)(None, channels))
@@ -40,10 +43,11 @@ class BatchNorm(nn.Module):
             scale, shift = (y @ scale).reshape(spread), (y @ shift).reshape(spread)
         mean, variance = running_mean.value, running_variance.value
         if train:
-            mean, variance = channel_moments(x)
+            mean, variance = channel_moments(x, (2,) if halves else ())
             if not self.is_initializing():
                 for running, now in ((running_mean, mean), (running_variance, variance)):
-                    running.value = _DECAY * running.value + (1 - _DECAY) * jax.lax.stop_gradient(now)
+                    now = jax.lax.stop_gradient(jnp.mean(now, 0) if halves else now)
+                    running.value = _DECAY * running.value + (1 - _DECAY) * now
         gain = scale * jax.lax.rsqrt(variance + _EPSILON)
         offset = shift - mean * gain
         return x * gain + offset if self.classes else affine(x, gain, offset)

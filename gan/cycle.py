@@ -104,17 +104,10 @@ def _critic_update(
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
             effective = params if vectors is None else spectral.normalised(params, vectors)
-            score = lambda x, y, statistics: model.score({"params": effective, STATISTICS: statistics}, x, y)  # noqa: E731
-            statistics = statistics_of(state, "critic")
-            if statistics:
-                halves = jax.tree.map(lambda *of: jnp.stack(of), (x, y), (fake, y_fake))
-                scores, moved = jax.vmap(lambda half: score(*half, statistics))(halves)
-                statistics = jax.tree.map(lambda of: jnp.mean(of, 0), moved)
-            else:
-                both_y = None if y is None else jnp.concatenate([y, y_fake])
-                scores, _ = score(jnp.concatenate([x, fake]), both_y, {})
-                scores = jnp.split(scores, 2)
-            real_scores, fake_scores = scores
+            variables = {"params": effective, STATISTICS: statistics_of(state, "critic")}
+            both_y = None if y is None else jnp.concatenate([y, y_fake])
+            scores, statistics = model.score(variables, jnp.concatenate([x, fake]), both_y, halves=True)
+            real_scores, fake_scores = jnp.split(scores, 2)
             value = losses.critic_loss(optim.loss, real_scores, fake_scores)
             metrics = {
                 "critic": value,
@@ -122,7 +115,7 @@ def _critic_update(
                 "fake": jnp.mean(fake_scores),
                 "ranked": jnp.mean(real_scores > fake_scores, dtype=jnp.float32),
             }
-            at = lambda x: score(x, y, {})[0]  # noqa: E731
+            at = lambda x: model.score(variables, x, y)[0]  # noqa: E731
             if optim.gradient_penalty:
                 metrics["penalty"] = losses.gradient_penalty(at, x, fake, mix_keys)
                 value += optim.gradient_penalty * metrics["penalty"]

@@ -2,7 +2,7 @@
 multilayer perceptrons for points.
 
 Generators: `(z [b, latent], y [b, classes] | None, train) -> [b, *shape]`, images in [-1, 1]. Critics: `(x [b, *shape],
-y, train) -> [b, outputs]`, before any sigmoid. Weights are N(0, 0.02), as in DCGAN and in SNGAN's CNN.
+y, train, halves=False) -> [b, outputs]`, before any sigmoid, where `halves` is that of batch norm. Weights are N(0, 0.02), as in DCGAN and in SNGAN's CNN.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class Critic(nn.Module):
     outputs: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, y: jax.Array | None, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, y: jax.Array | None, train: bool, halves: bool = False) -> jax.Array:
         h, act = with_class(x, y), leaky_relu(self.slope)
         for i in range(self.levels):
             normed = self.batch_norm and i > 0
             kernel = (self.kernel_px, self.kernel_px)
             h = Conv(self.width << i, kernel, (2, 2), use_bias=not normed, kernel_init=_WEIGHTS)(h)
-            h = act(BatchNorm()(h, train) if normed else h)
+            h = act(BatchNorm()(h, train, halves=halves) if normed else h)
         return nn.Dense(self.outputs, kernel_init=_WEIGHTS)(h.reshape(len(x), -1))
 
 
@@ -77,8 +77,8 @@ class CnnCritic(nn.Module):
     outputs: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, y: jax.Array | None, train: bool) -> jax.Array:
-        del train
+    def __call__(self, x: jax.Array, y: jax.Array | None, train: bool, halves: bool = False) -> jax.Array:
+        del train, halves
         act = leaky_relu(self.slope)
         h = act(Conv(self.width, (3, 3), kernel_init=_WEIGHTS)(with_class(x, y)))
         for i in range(1, self.levels + 1):
@@ -96,8 +96,8 @@ class MLP(nn.Module):
     slope: float = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array, y: jax.Array | None, train: bool) -> jax.Array:
-        del y, train
+    def __call__(self, x: jax.Array, y: jax.Array | None, train: bool, halves: bool = False) -> jax.Array:
+        del y, train, halves
         for _ in range(self.layers):
             x = leaky_relu(self.slope)(nn.Dense(self.width, kernel_init=xavier(2**0.5))(x))
         return nn.Dense(self.outputs, kernel_init=xavier())(x)

@@ -57,9 +57,9 @@ class Gan:
         """(x [b, *shape], statistics)."""
         return _apply(self.generator, variables, z, y, train)
 
-    def score(self, variables: Variables, x: jax.Array, y: jax.Array | None) -> tuple:
-        """(scores [b], statistics)."""
-        outputs, statistics = _apply(self.critic, variables, x, y, True)
+    def score(self, variables: Variables, x: jax.Array, y: jax.Array | None, *, halves: bool = False) -> tuple:
+        """(scores [b], statistics). `halves`: both halves of the batch have their own statistics in batch norm."""
+        outputs, statistics = _apply(self.critic, variables, x, y, True, halves)
         return outputs[:, 0], statistics
 
     def encode(self, variables: Variables, x: jax.Array, *, train: bool) -> tuple:
@@ -68,8 +68,8 @@ class Gan:
         return (outputs[:, : self.latent], outputs[:, self.latent :]), statistics
 
 
-def _apply(module: nn.Module, variables: Variables, x: jax.Array, y: jax.Array | None, train: bool) -> tuple:
-    outputs, changed = module.apply(variables, x, y, train, mutable=[STATISTICS])
+def _apply(module: nn.Module, variables: Variables, *args: Any) -> tuple:
+    outputs, changed = module.apply(variables, *args, mutable=[STATISTICS])
     return outputs, changed.get(STATISTICS, {})
 
 

@@ -87,8 +87,8 @@ class Critic(nn.Module):
     """of the projection; 0: a class is put beside the pixels"""
 
     @nn.compact
-    def __call__(self, x: jax.Array, y: jax.Array | None, train: bool) -> jax.Array:
-        del train
+    def __call__(self, x: jax.Array, y: jax.Array | None, train: bool, halves: bool = False) -> jax.Array:
+        del train, halves
         h = x if self.classes else with_class(x, y)
         for i in range(max(1, self.levels - 1)):
             h = CriticBlock(self.width, down=True, first=i == 0, slope=self.slope)(h)

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from lib.shard import equally_varying
 
 
-def channel_sums(x: jax.Array, weight: float = 1.0) -> jax.Array:
-    """[..., c] -> [c], times `weight`, in single precision or better."""
-    rows = x.reshape(-1, x.shape[-1])
-    return (jnp.full((1, len(rows)), weight, jnp.promote_types(x.dtype, jnp.float32)) @ rows)[0]
+def channel_sums(x: jax.Array, weight: float = 1.0, parts: tuple[int, ...] = ()) -> jax.Array:
+    """[..., c] -> [c], times `weight`, in single precision or better; of `parts` (n,) of the first axis, [n, c]."""
+    rows = x.reshape(*parts, -1, x.shape[-1])
+    ones = jnp.full((*parts, 1, rows.shape[-2]), weight, jnp.promote_types(x.dtype, jnp.float32))
+    return (ones @ rows)[..., 0, :]
 
 
 def biased(x: jax.Array, bias: jax.Array) -> jax.Array:
@@ -28,20 +29,26 @@ _biased.defvjp(lambda x, bias: (_biased(x, bias), None), lambda _, g: (g, channe
 
 
 def affine(x: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
-    """x [..., c] times gain [c] plus offset [c]; on the CPU with such sums in its gradient."""
-    if jax.default_backend() != "cpu":
-        return x * gain + offset
-    return _affine(*equally_varying(x, gain, offset))
+    """x [..., c] times gain [c] plus offset [c]; on the CPU with such sums in its gradient.
+
+    Gains and offsets [n, c] are those of n parts of the first axis of x.
+    """
+    return (_affine if jax.default_backend() == "cpu" else _plain)(*equally_varying(x, gain, offset))
 
 
-@jax.custom_vjp
-def _affine(x: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
-    return x * gain + offset
+def _plain(x: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
+    rows = x.reshape(*gain.shape[:-1], -1, x.shape[-1])
+    return (rows * gain[..., None, :] + offset[..., None, :]).reshape(x.shape)
+
+
+_affine = jax.custom_vjp(_plain)
 
 
 def _affine_bwd(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, gain = residuals
-    return g * gain, channel_sums(g * x).astype(gain.dtype), channel_sums(g).astype(gain.dtype)
+    parts = gain.shape[:-1]
+    of_gain, of_offset = channel_sums(g * x, parts=parts), channel_sums(g, parts=parts)
+    return _plain(g, gain, jnp.zeros_like(gain)), of_gain.astype(gain.dtype), of_offset.astype(gain.dtype)
 
 
 _affine.defvjp(lambda x, gain, offset: (_affine(x, gain, offset), (x, gain)), _affine_bwd)
