@@ -2,7 +2,8 @@
 multilayer perceptrons for points.
 
 Generators: `(z [b, latent], y [b, classes] | None, train) -> [b, *shape]`, images in [-1, 1]. Critics: `(x [b, *shape],
-y, train, halves=False) -> [b, outputs]`, before any sigmoid, where `halves` is that of batch norm. Weights are N(0, 0.02), as in DCGAN and in SNGAN's CNN.
+y, train, halves=False) -> [b, outputs]`, before any sigmoid, where `halves` is that of batch norm. Weights are
+N(0, 0.02), as in DCGAN and in SNGAN's CNN.
 """
 
 from __future__ import annotations
