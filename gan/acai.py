@@ -208,7 +208,8 @@ def autoencoder(options: Options, channels: int, classes: int = 0) -> Model:
 
 
 def optimiser(options: Options) -> optax.GradientTransformation:
-    return optax.adam(options.lr)
+    falling = optax.linear_schedule(options.lr, 0.0, options.steps)
+    return optax.adam(falling if options.decay == "linear" else options.lr)
 
 
 def pixels(image: jax.Array, size_px: int) -> jax.Array:

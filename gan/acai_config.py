@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from lib.process import UserError
 
@@ -53,6 +54,8 @@ class Options:
     """images per step; even on every device"""
     lr: float = 1e-4
     """learning rate of Adam"""
+    decay: Literal["constant", "linear"] = "constant"
+    """linear: the learning rate falls to zero over the steps, which short trainings need"""
 
     def __post_init__(self) -> None:
         _require(min(self.size_px, self.depth, self.latent_width, self.latent_channels) >= 1, "sizes must be positive")

@@ -73,7 +73,10 @@ STUDIES = {
         {
             **{name: training(name) for name in ("mixture_wgan_gp", "digits_dcgan", "mnist_dcgan", "mnist_cgan")},
             **{
-                name: training(f"{name} --autoencoder.steps 8192 --autoencoder.lr 5e-4 --measurement.every 256")
+                name: training(
+                    f"{name} --autoencoder.steps 16384 --autoencoder.lr 5e-4 --autoencoder.decay linear "
+                    "--measurement.every 256"
+                )
                 for name in ("lines_acai", "lines_autoencoder", "mnist_acai_32", "mnist_autoencoder_32")
             },
         },

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from gan.acai import acai, autoencoder, interpolate, mixed, pixels, shares
+from gan.acai import acai, autoencoder, interpolate, mixed, optimiser, pixels, shares
 from gan.acai_config import AUTOENCODERS, Options
 from lib.data import Resident
 from lib.process import UserError
@@ -39,6 +39,15 @@ def params(model):
 
 def kernels(tree):
     return [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim > 1]
+
+
+@pytest.mark.parametrize(("decay", "moves"), [("constant", [0.1, 0.1, 0.1]), ("linear", [0.1, 0.05, 0.0])])
+def test_the_learning_rate_falls_to_zero(decay, moves):
+    tx = optimiser(Options(steps=2, lr=0.1, decay=decay))
+    state = tx.init(jnp.zeros(()))
+    for move in moves:  # of Adam where the gradient is always the same: the learning rate
+        update, state = tx.update(jnp.ones(()), state)
+        assert float(update) == pytest.approx(-move, abs=1e-6)
 
 
 def test_networks_of_the_published_recipe():
