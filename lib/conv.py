@@ -345,9 +345,10 @@ def _in_stride_blocks(window: _Window, lhs: jax.Array, sizes: Sequence[int], res
 
 
 def _suits_winograd(window: _Window, lhs: jax.Array, rhs: jax.Array | jax.ShapeDtypeStruct) -> bool:
-    """Whether Winograd's algorithm is wanted and faster, which it is not for few channels or results."""
+    """Whether Winograd's algorithm is wanted, precise enough, and faster: not with few channels or results."""
     *sizes, c, features = rhs.shape
-    if not (window.minimal and _is_spread(window) and sizes == [3, 3]):
+    wanted = window.minimal and window.precision is None and window.preferred_element_type is None
+    if not (wanted and lhs.dtype in (jnp.float32, jnp.float64) and _is_spread(window) and sizes == [3, 3]):
         return False
     results = _result_sizes(lhs.shape[1:-1], sizes, window.padding)
     tiles = len(lhs) * math.prod(-(-n // winograd.TILE) for n in results)

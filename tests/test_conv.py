@@ -206,6 +206,14 @@ def test_derivatives_by_winograds_algorithm(case, monkeypatch):
     assert " convolution(" not in compiled
 
 
+@pytest.mark.parametrize(("dtype", "asked"), [(jnp.bfloat16, {}), (jnp.float32, {"precision": "highest"})])
+def test_no_winograd_where_more_digits_are_needed(dtype, asked, monkeypatch):
+    monkeypatch.setitem(CASES, "same_wide", MINIMAL["same"])
+    x, k, settings = _arrays("same_wide", np.float32, batch=8)
+    f = jax.jit(partial(conv.conv_general_dilated, minimal=True, **settings, **asked))
+    assert " convolution(" in f.lower(jnp.asarray(x, dtype), jnp.asarray(k, dtype)).compile().as_text()
+
+
 @pytest.mark.parametrize("case", ["more_kernel_than_input", "more_kernel_transposed"])
 def test_small_inputs_compile_without_exchanging_input_and_kernel(case):
     x, k, settings = _arrays(case, np.float32)
