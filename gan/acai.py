@@ -34,8 +34,8 @@ import optax
 
 from gan.acai_config import Options
 from gan.blocks import doubled, halved
-from lib.conv import Conv
 from lib.initial import initialised, normal, xavier
+from lib.layers import Conv
 from lib.process import UserError
 from lib.shard import example_keys
 from lib.train import Loss, Metrics

@@ -71,9 +71,9 @@ class Network:
     """how the class enters: not, beside the inputs, or by conditional batch norm and a projection"""
 
     def __post_init__(self) -> None:
-        least = min(self.latent, self.width, self.critic_width, self.levels, self.kernel_px, self.critic_kernel_px,
-                    self.critic_levels or 1)  # fmt: skip
-        _require(least >= 1, "network: latent, width, critic_width, levels and kernels must be at least 1")
+        least = min(self.latent, self.width, self.critic_width, self.levels, self.kernel_px, self.critic_kernel_px)
+        levels = self.levels if self.critic_levels is None else self.critic_levels
+        _require(min(least, levels) >= 1, "network: latent, widths, levels and kernels must be at least 1")
         _require(0 <= self.slope < 1, "network.slope must be at least 0 and below 1")
         points = self.kind != "mlp" or (self.conditioning == "none" and self.critic_norm != "batch")
         _require(points, "network.kind mlp has neither classes nor batch norm")

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from gan.blocks import BatchNorm, leaky_relu, with_class
-from lib.conv import Conv, ConvTranspose
 from lib.initial import normal, xavier
+from lib.layers import Conv, ConvTranspose
 
 _WEIGHTS = normal(0.02)
 

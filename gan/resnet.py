@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from gan.blocks import BatchNorm, doubled, halved, leaky_relu, with_class
-from lib.conv import Conv
 from lib.initial import constant, xavier
+from lib.layers import Conv
 
 _BRANCH, _PLAIN = xavier(2**0.5), xavier()
 

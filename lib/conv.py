@@ -21,41 +21,26 @@ Nor with hardly any features: the 9x9 convolution that ends networks of images t
 computes blocks of 2x2 pixels as its features.
 """
 
-import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import lax
 
 from lib import winograd
 from lib.blocks import depth_to_space, resized, space_to_depth
 from lib.shard import equally_varying
-from lib.sums import biased
+from lib.window import Window, channels_last, dilated, is_spread, is_undilated, phases, result_sizes, transposed_padding
 
 # Where Winograd's algorithm is faster: at least so many channels, results per dimension, and tiles. It takes five times
 # the memory of the input, so that is limited.
 _WIDE, _LARGE, _TILES, _MOST = 16, 5, 32, 2**25
 
 Padding = str | Sequence[tuple[int, int]]
-
-
-class _Window(NamedTuple):
-    """What is static in a convolution of channels-last arrays; hashable, one entry per spatial dimension."""
-
-    strides: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    lhs_dilation: tuple[int, ...]
-    rhs_dilation: tuple[int, ...]
-    groups: int
-    precision: Any
-    preferred_element_type: Any
-    minimal: bool
 
 
 def conv_general_dilated(
@@ -99,7 +84,7 @@ def conv_general_dilated(
         or rhs.ndim != lhs.ndim
         or batch_group_count != 1
         or kwargs
-        or lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) != _channels_last(spatial)
+        or lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) != channels_last(spatial)
     ):
         return lax.conv_general_dilated(
             lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
@@ -110,8 +95,8 @@ def conv_general_dilated(
     if isinstance(padding, str):
         if any(d != 1 for d in lhs_dilation):
             raise ValueError("padding by name is not defined with lhs_dilation: give pairs or use conv_transpose")
-        padding = lax.padtype_to_pads(lhs.shape[1:-1], _dilated(rhs.shape[:-2], rhs_dilation), window_strides, padding)
-    window = _Window(
+        padding = lax.padtype_to_pads(lhs.shape[1:-1], dilated(rhs.shape[:-2], rhs_dilation), window_strides, padding)
+    window = Window(
         tuple(window_strides), tuple((lo, hi) for lo, hi in padding), lhs_dilation, rhs_dilation,
         feature_group_count, precision, preferred_element_type, minimal,
     )  # fmt: skip
@@ -139,113 +124,51 @@ def conv_transpose(
     of another order.
     """
     spatial = lhs.ndim - 2
-    channels_last = _channels_last(spatial)
-    if dimension_numbers not in (None, channels_last) and (
-        lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) != channels_last
+    order = channels_last(spatial)
+    if dimension_numbers not in (None, order) and (
+        lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) != order
     ):
         raise ValueError(f"conv_transpose takes channels-last arrays; dimension_numbers were {dimension_numbers}")
     rhs_dilation = (1,) * spatial if rhs_dilation is None else tuple(rhs_dilation)
     if isinstance(padding, str):
-        sizes = _dilated(rhs.shape[:-2], rhs_dilation)
-        padding = [_transposed_padding(size, stride, padding) for size, stride in zip(sizes, strides, strict=True)]
+        sizes = dilated(rhs.shape[:-2], rhs_dilation)
+        padding = [transposed_padding(size, stride, padding) for size, stride in zip(sizes, strides, strict=True)]
     if transpose_kernel:
         rhs = _flip_and_swap(rhs, groups=1)
     return conv_general_dilated(
-        lhs, rhs, (1,) * spatial, padding, strides, rhs_dilation, channels_last,
+        lhs, rhs, (1,) * spatial, padding, strides, rhs_dilation, order,
         precision=precision, preferred_element_type=preferred_element_type, minimal=minimal,
     )  # fmt: skip
 
 
-class Conv(nn.Conv):
-    """`flax.linen.Conv` with `conv_general_dilated` above, `minimal`: same fields, same parameter names.
-
-    Networks that measure give the field `conv_general_dilated` the function itself.
-    """
-
-    conv_general_dilated: Any = functools.partial(conv_general_dilated, minimal=True)
-
-    @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """[*batch, spatial..., c] -> [*batch, spatial..., features]."""
-        if not self.use_bias:
-            return super().__call__(inputs)
-        known = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
-        plain = nn.Conv(**known | {"use_bias": False, "parent": self, "name": "plain"})
-        nn.share_scope(self, plain)
-        y = plain(inputs)
-        return biased(y, self.param("bias", self.bias_init, (self.features,), self.param_dtype).astype(y.dtype))
-
-
-class ConvTranspose(nn.ConvTranspose):
-    """`flax.linen.ConvTranspose` with `conv_transpose` above, `minimal`: same fields, same parameter names.
-
-    Raises ValueError for padding "CIRCULAR", which only flax's own has.
-    """
-
-    @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """[*batch, spatial..., c] -> [*batch, spatial..., features]."""
-        kernel_size = (self.kernel_size,) if isinstance(self.kernel_size, int) else tuple(self.kernel_size)
-        spatial = len(kernel_size)
-        if self.padding == "CIRCULAR":
-            raise ValueError("padding 'CIRCULAR' is not supported here: use flax.linen.ConvTranspose")
-        channels = (inputs.shape[-1], self.features)
-        shape = kernel_size + (channels[::-1] if self.transpose_kernel else channels)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        if self.mask is not None:
-            if self.mask.shape != shape:
-                raise ValueError(f"the mask must have the kernel's shape {shape}, not {self.mask.shape}")
-            kernel *= self.mask
-        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
-        inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
-        batch_shape = inputs.shape[: inputs.ndim - spatial - 1]
-        y = conv_transpose(
-            inputs.reshape(-1, *inputs.shape[len(batch_shape) :]),
-            kernel,
-            _per_dimension(self.strides, spatial),
-            nn.linear.canonicalize_padding(self.padding, spatial),
-            _per_dimension(self.kernel_dilation, spatial),
-            transpose_kernel=self.transpose_kernel,
-            precision=self.precision,
-            preferred_element_type=self.preferred_element_type,
-            minimal=True,
-        )
-        if bias is not None:
-            y = biased(y, bias)
-        return y.reshape(*batch_shape, *y.shape[1:])
-
-
-def _conv_impl(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    if _is_spread(window, "lhs_dilation") and lhs.size and rhs.size:
+def _conv_impl(window: Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    if is_spread(window, "lhs_dilation") and lhs.size and rhs.size:
         return _transposed(window, lhs, rhs)
     if _has_more_kernel(window, lhs, rhs):
         return _as_matrix(window, lhs, rhs)
-    if window.minimal and _is_spread(window, "strides"):
-        blocks = _unstrided(window, lhs, rhs)
-        if _suits_winograd(*blocks):
-            return _conv_impl(*blocks)
-    if _suits_winograd(window, lhs, rhs):
+    if _suits_winograd(window, lhs, rhs.shape):
+        if is_spread(window, "strides"):
+            window, lhs, rhs = _unstrided(window, lhs, rhs)
         return winograd.results(lhs, rhs, window.padding)
     return lax.conv_general_dilated(
         lhs, rhs, window.strides, window.padding, window.lhs_dilation, window.rhs_dilation,
-        _channels_last(lhs.ndim - 2), window.groups, 1, window.precision, window.preferred_element_type,
+        channels_last(lhs.ndim - 2), window.groups, 1, window.precision, window.preferred_element_type,
     )  # fmt: skip
 
 
-def _has_more_kernel(window: _Window, lhs: jax.Array, rhs: jax.Array) -> bool:
+def _has_more_kernel(window: Window, lhs: jax.Array, rhs: jax.Array) -> bool:
     """Whether a convolution without dilations has more entries in its kernel than in its input, and a result."""
-    plain = _is_spread(window) or _is_spread(window, "strides")
     sizes, kernel = lhs.shape[1:-1], rhs.shape[:-2]
-    return plain and math.prod(kernel) > math.prod(sizes) > 0 and min(_result_sizes(sizes, kernel, window.padding)) > 0
+    more = is_undilated(window) and math.prod(kernel) > math.prod(sizes) > 0
+    return more and min(result_sizes(sizes, kernel, window.padding)) > 0
 
 
-def _as_matrix(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+def _as_matrix(window: Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """A convolution as a product with the matrix [spatial... c, spatial... features] from all entries of its input to
     all of its result."""
     b, *sizes, c = lhs.shape
     strides, low = window.strides, [lo for lo, _ in window.padding]
-    full = _result_sizes(sizes, rhs.shape[:-2], window.padding)
-    length = [-(-n // s) for n, s in zip(full, strides, strict=True)]
+    length = phases(result_sizes(sizes, rhs.shape[:-2], window.padding), strides)
     kernel = jnp.moveaxis(rhs, -2, 0)  # [c, spatial..., features]
     seen = [
         resized(kernel, [(lo - s * i, n) for lo, s, i, n in zip(low, strides, place, sizes, strict=True)])
@@ -261,11 +184,11 @@ def _as_matrix(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
 _conv = jax.custom_vjp(_conv_impl, nondiff_argnums=(0,))
 
 
-def _conv_fwd(window: _Window, lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _conv_fwd(window: Window, lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _conv(window, lhs, rhs), (lhs, rhs)
 
 
-def _conv_bwd(window: _Window, residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _conv_bwd(window: Window, residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     lhs, rhs = residuals
     if g.size == 0:
         return jnp.zeros_like(lhs), jnp.zeros_like(rhs)
@@ -278,15 +201,7 @@ def _conv_bwd(window: _Window, residuals: tuple[jax.Array, jax.Array], g: jax.Ar
 _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
-def _is_spread(window: _Window, *what: str) -> bool:
-    """Whether `what`, of the strides and the two dilations, and nothing else is not 1, in one group."""
-    spread = ("strides", "lhs_dilation", "rhs_dilation")
-    return window.groups == 1 and [any(n != 1 for n in getattr(window, name)) for name in spread] == [
-        name in what for name in spread
-    ]
-
-
-def _transposed(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+def _transposed(window: Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """A transposed convolution without the zeros between its input's entries.
 
     With a stride of s, entry s m + a of the result meets those entries of the kernel that are a modulo s: one small
@@ -294,9 +209,9 @@ def _transposed(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """
     strides, sizes = window.lhs_dilation, rhs.shape[:-2]
     low = [k - 1 - lo for k, (lo, _) in zip(sizes, window.padding, strict=True)]
-    length = _result_sizes(_dilated(lhs.shape[1:-1], strides), sizes, window.padding)
+    length = result_sizes(dilated(lhs.shape[1:-1], strides), sizes, window.padding)
     shift = [_first_zeros(*of) for of in zip(sizes, strides, low, length, strict=True)]
-    taps = _phases([k + z for k, z in zip(sizes, shift, strict=True)], strides)
+    taps = phases([k + z for k, z in zip(sizes, shift, strict=True)], strides)
     kernel = jnp.moveaxis(lax.rev(rhs, tuple(range(len(sizes)))), -2, 0)  # [c, spatial..., features]
     kernel = resized(kernel, [(-z, t * s) for z, t, s in zip(shift, taps, strides, strict=True)])
     kernel = jnp.moveaxis(space_to_depth(kernel, strides), 0, -2)
@@ -323,45 +238,49 @@ def _first_zeros(size: int, stride: int, low: int, length: int) -> int:
     return min(range(stride), key=cost)
 
 
-def _unstrided(window: _Window, lhs: jax.Array, rhs: jax.Array) -> tuple[_Window, jax.Array, jax.Array]:
+def _unstrided(window: Window, lhs: jax.Array, rhs: jax.Array) -> tuple[Window, jax.Array, jax.Array]:
     """A strided convolution as one without, of blocks of the input's entries, as large as the stride."""
     strides, sizes = window.strides, rhs.shape[:-2]
-    full = _result_sizes(lhs.shape[1:-1], sizes, window.padding)
-    blocks = _in_stride_blocks(window, lhs, sizes, [-(-n // s) for n, s in zip(full, strides, strict=True)])
-    taps = _phases(sizes, strides)
+    results = phases(result_sizes(lhs.shape[1:-1], sizes, window.padding), strides)
+    blocks = _in_stride_blocks(window, lhs, sizes, results)
+    taps = phases(sizes, strides)
     kernel = jnp.moveaxis(rhs, -1, 0)  # [features, spatial..., c]
     kernel = space_to_depth(resized(kernel, [(0, t * s) for t, s in zip(taps, strides, strict=True)]), strides)
     plain = window._replace(strides=window.lhs_dilation, padding=((0, 0),) * len(sizes))
     return plain, blocks, jnp.moveaxis(kernel, 0, -1)
 
 
-def _in_stride_blocks(window: _Window, lhs: jax.Array, sizes: Sequence[int], results: Sequence[int]) -> jax.Array:
+def _in_stride_blocks(window: Window, lhs: jax.Array, sizes: Sequence[int], results: Sequence[int]) -> jax.Array:
     """The input of a strided convolution, whose entries in blocks as large as the stride become channels."""
-    taps = _phases(sizes, window.strides)
+    taps = phases(sizes, window.strides)
     spans = [
         (-lo, s * (m + t - 1)) for (lo, _), s, m, t in zip(window.padding, window.strides, results, taps, strict=True)
     ]
     return space_to_depth(resized(lhs, spans), window.strides)
 
 
-def _suits_winograd(window: _Window, lhs: jax.Array, rhs: jax.Array | jax.ShapeDtypeStruct) -> bool:
-    """Whether Winograd's algorithm is wanted, precise enough, and faster: not with few channels or results."""
-    *sizes, c, features = rhs.shape
+def _suits_winograd(window: Window, lhs: jax.Array, rhs_shape: Sequence[int]) -> bool:
+    """Whether Winograd's algorithm is wanted, precise enough, and faster: not with few channels or results.
+
+    Strided convolutions are seen as `_unstrided` makes them.
+    """
     wanted = window.minimal and window.precision is None and window.preferred_element_type is None
-    if not (wanted and lhs.dtype in (jnp.float32, jnp.float64) and _is_spread(window) and sizes == [3, 3]):
+    if not (wanted and is_undilated(window) and lhs.dtype in (jnp.float32, jnp.float64) and lhs.size <= _MOST):
         return False
-    results = _result_sizes(lhs.shape[1:-1], sizes, window.padding)
+    *sizes, c, features = rhs_shape
+    results = phases(result_sizes(lhs.shape[1:-1], sizes, window.padding), window.strides)
     tiles = len(lhs) * math.prod(-(-n // winograd.TILE) for n in results)
-    return min(c, features) >= _WIDE and min(results) >= _LARGE and tiles >= _TILES and lhs.size <= _MOST
+    wide = min(c * math.prod(window.strides), features) >= _WIDE
+    return phases(sizes, window.strides) == [3, 3] and wide and min(results) >= _LARGE and tiles >= _TILES
 
 
-def _strided_rhs_gradient(window: _Window, lhs: jax.Array, g: jax.Array, rhs_shape: tuple[int, ...]) -> jax.Array:
+def _strided_rhs_gradient(window: Window, lhs: jax.Array, g: jax.Array, rhs_shape: tuple[int, ...]) -> jax.Array:
     """That of a strided convolution, without zeros between the output gradient's entries.
 
     Blocks of the input's entries, as large as the stride, become channels; the kernel's entries do the same.
     """
     strides, (*sizes, _, _) = window.strides, rhs_shape
-    taps = _phases(sizes, strides)
+    taps = phases(sizes, strides)
     blocks = _in_stride_blocks(window, lhs, sizes, g.shape[1:-1])
     plain = window._replace(strides=window.lhs_dilation, padding=((0, 0),) * len(sizes))
     found = _rhs_gradient(plain, blocks, g, (*taps, blocks.shape[-1], g.shape[-1]))
@@ -369,13 +288,13 @@ def _strided_rhs_gradient(window: _Window, lhs: jax.Array, g: jax.Array, rhs_sha
     return jnp.moveaxis(resized(kernel, [(0, k) for k in sizes]), 0, -1)
 
 
-def _is_thin(window: _Window, rhs: jax.Array) -> bool:
+def _is_thin(window: Window, rhs: jax.Array) -> bool:
     """Whether a convolution has a large kernel but hardly any features, as one that ends in an image's colours."""
     *sizes, _, features = rhs.shape
-    return _is_spread(window) and features <= 4 and min(sizes) >= 7
+    return is_spread(window) and features <= 4 and min(sizes) >= 7
 
 
-def _in_blocks(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+def _in_blocks(window: Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """A convolution with few features as one with more: two entries of the result in each dimension are the features.
 
     Processors are fast at many features. The kernel is a little larger, to be seen from both entries.
@@ -383,8 +302,8 @@ def _in_blocks(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     *sizes, c, features = rhs.shape
     count = len(sizes)
     twice = (2,) * count
-    length = _result_sizes(lhs.shape[1:-1], sizes, window.padding)
-    blocks, taps = _phases(length, twice), _phases([k + 1 for k in sizes], twice)
+    length = result_sizes(lhs.shape[1:-1], sizes, window.padding)
+    blocks, taps = phases(length, twice), phases([k + 1 for k in sizes], twice)
     spans = [(-lo, 2 * (m + t - 1)) for (lo, _), m, t in zip(window.padding, blocks, taps, strict=True)]
     kernel = jnp.moveaxis(rhs, -2, 0)  # [c, spatial..., features]
     shifted = [
@@ -399,21 +318,11 @@ def _in_blocks(window: _Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     return resized(y, [(0, m) for m in length])
 
 
-def _phases(sizes: Sequence[int], strides: Sequence[int]) -> list[int]:
-    """How many entries are equal modulo the stride, at most."""
-    return [-(-k // s) for k, s in zip(sizes, strides, strict=True)]
-
-
-def _result_sizes(sizes: Sequence[int], kernel: Sequence[int], padding: Sequence[tuple[int, int]]) -> list[int]:
-    """Of a convolution with stride 1; `sizes` are those of the input, dilated."""
-    return [n + lo + hi - k + 1 for n, k, (lo, hi) in zip(sizes, kernel, padding, strict=True)]
-
-
-def _lhs_gradient(window: _Window, g: jax.Array, rhs: jax.Array, lhs_shape: tuple[int, ...]) -> jax.Array:
+def _lhs_gradient(window: Window, g: jax.Array, rhs: jax.Array, lhs_shape: tuple[int, ...]) -> jax.Array:
     """The output gradient convolved with the flipped kernel, channels swapped; strides become dilation."""
-    lhs_sizes = _dilated(lhs_shape[1:-1], window.lhs_dilation)
-    rhs_sizes = _dilated(rhs.shape[:-2], window.rhs_dilation)
-    g_sizes = _dilated(g.shape[1:-1], window.strides)
+    lhs_sizes = dilated(lhs_shape[1:-1], window.lhs_dilation)
+    rhs_sizes = dilated(rhs.shape[:-2], window.rhs_dilation)
+    g_sizes = dilated(g.shape[1:-1], window.strides)
     low = [k - 1 - lo for k, (lo, _) in zip(rhs_sizes, window.padding, strict=True)]
     high = [n + k - 1 - m - lo for n, k, m, lo in zip(lhs_sizes, rhs_sizes, g_sizes, low, strict=True)]
     back = window._replace(
@@ -422,15 +331,15 @@ def _lhs_gradient(window: _Window, g: jax.Array, rhs: jax.Array, lhs_shape: tupl
     return _conv(back, g, _flip_and_swap(rhs, window.groups))
 
 
-def _rhs_gradient(window: _Window, lhs: jax.Array, g: jax.Array, rhs_shape: tuple[int, ...]) -> jax.Array:
+def _rhs_gradient(window: Window, lhs: jax.Array, g: jax.Array, rhs_shape: tuple[int, ...]) -> jax.Array:
     """The input, batch and channels exchanged, convolved with the output gradient as the kernel.
 
     Groups: the input's channels [groups * c] and the batch [b] become a batch of c images with [groups * b]
     channels, so that group i of the input meets the kernels of group i of the output's features.
     """
-    if _is_spread(window, "strides"):
+    if is_spread(window, "strides"):
         return _strided_rhs_gradient(window, lhs, g, rhs_shape)
-    if _is_spread(
+    if is_spread(
         window, "lhs_dilation"
     ):  # the strided one of which it is the transpose, with input and output exchanged
         *sizes, c, features = rhs_shape
@@ -440,11 +349,11 @@ def _rhs_gradient(window: _Window, lhs: jax.Array, g: jax.Array, rhs_shape: tupl
             padding=tuple((k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(sizes, window.padding, strict=True)),
         )
         return _flip_and_swap(_strided_rhs_gradient(back, g, lhs, (*sizes, features, c)), 1)
-    if _suits_winograd(window, lhs, jax.ShapeDtypeStruct(rhs_shape, g.dtype)):
+    if _suits_winograd(window, lhs, rhs_shape):
         return _winograd_rhs_gradient(window, lhs, g)
-    lhs_sizes = _dilated(lhs.shape[1:-1], window.lhs_dilation)
-    rhs_sizes = _dilated(rhs_shape[:-2], window.rhs_dilation)
-    g_sizes = _dilated(g.shape[1:-1], window.strides)
+    lhs_sizes = dilated(lhs.shape[1:-1], window.lhs_dilation)
+    rhs_sizes = dilated(rhs_shape[:-2], window.rhs_dilation)
+    g_sizes = dilated(g.shape[1:-1], window.strides)
     padding = tuple(
         (lo, m - n + k - 1 - lo) for (lo, _), n, k, m in zip(window.padding, lhs_sizes, rhs_sizes, g_sizes, strict=True)
     )
@@ -458,12 +367,12 @@ def _rhs_gradient(window: _Window, lhs: jax.Array, g: jax.Array, rhs_shape: tupl
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _winograd_rhs_gradient(window: _Window, lhs: jax.Array, g: jax.Array) -> jax.Array:
+def _winograd_rhs_gradient(window: Window, lhs: jax.Array, g: jax.Array) -> jax.Array:
     return winograd.kernel_gradient(lhs, g, window.padding)
 
 
 def _winograd_rhs_gradient_bwd(
-    window: _Window, residuals: tuple[jax.Array, jax.Array], by_rhs: jax.Array
+    window: Window, residuals: tuple[jax.Array, jax.Array], by_rhs: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """It is linear in both: what comes back is a convolution, and the gradient of one."""
     lhs, g = residuals
@@ -480,32 +389,3 @@ def _flip_and_swap(rhs: jax.Array, groups: int) -> jax.Array:
     *sizes, c, features = rhs.shape
     rhs = lax.rev(rhs, tuple(range(len(sizes)))).reshape(*sizes, c, groups, features // groups)
     return jnp.swapaxes(rhs, -1, -3).reshape(*sizes, features // groups, groups * c)
-
-
-def _channels_last(spatial: int) -> lax.ConvDimensionNumbers:
-    last = spatial + 1
-    image = (0, last, *range(1, last))
-    return lax.ConvDimensionNumbers(image, (last, last - 1, *range(spatial)), image)
-
-
-def _dilated(sizes: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
-    return tuple(0 if n == 0 else d * (n - 1) + 1 for n, d in zip(sizes, dilation, strict=True))
-
-
-def _transposed_padding(size: int, stride: int, padding: str) -> tuple[int, int]:
-    """What "SAME" or "VALID" of a forward convolution (dilated kernel `size`) is on the dilated input."""
-    if padding == "SAME":
-        total = size + stride - 2
-        low = size - 1 if stride > size - 1 else -(-total // 2)
-    elif padding == "VALID":
-        total = size + stride - 2 + max(size - stride, 0)
-        low = size - 1
-    else:
-        raise ValueError(f"padding must be 'SAME', 'VALID' or (low, high) pairs, not {padding!r}")
-    return low, total - low
-
-
-def _per_dimension(value: int | Sequence[int] | None, spatial: int) -> tuple[int, ...]:
-    if value is None or isinstance(value, int):
-        return (1 if value is None else value,) * spatial
-    return tuple(value)

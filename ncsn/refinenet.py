@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lib.conv import Conv
 from lib.initial import constant, normal, uniform
+from lib.layers import Conv
 from ncsn.blocks import elu, pixel_mean
 
 EPS = 1e-5

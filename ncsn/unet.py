@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lib.conv import Conv
 from lib.initial import constant, xavier
+from lib.layers import Conv
 from lib.process import UserError
 from ncsn.blocks import Embedding, Features, dropout, pixel_mean, worth_a_product
 

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lib.conv import Conv, ConvTranspose, conv_general_dilated
+from lib.conv import conv_general_dilated
+from lib.layers import Conv, ConvTranspose
 from stylize.config import Network
 
 MULTIPLE = 16

@@ -1,4 +1,4 @@
-"""lib/conv.py against JAX's own convolutions: values, first and second derivatives, in loops, on a mesh."""
+"""lib/conv.py and lib/layers.py against JAX and flax: values, first and second derivatives, in loops, on a mesh."""
 
 import re
 from functools import partial
@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from lib import conv
+from lib import conv, layers
 
 LAYOUTS = {1: ("NHC", "HIO", "NHC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -318,7 +318,7 @@ def test_linen_modules_equal_flax(case, shape):
     def run(source, x):
         return model(getattr(source, name)).init_with_output(jax.random.key(0), x)
 
-    ours, theirs = _both(run, conv, nn, x)
+    ours, theirs = _both(run, layers, nn, x)
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     _assert_close(ours, theirs, 1e-5)
 
@@ -327,10 +327,10 @@ def test_linen_transpose_mask_and_circular():
     x = jax.random.normal(jax.random.key(1), (2, 7, 6, 3))
     mask = jnp.tril(jnp.ones((3, 3, 3, 4)))
     ours, theirs = (
-        source.ConvTranspose(4, (3, 3), mask=mask).init_with_output(jax.random.key(0), x) for source in (conv, nn)
+        source.ConvTranspose(4, (3, 3), mask=mask).init_with_output(jax.random.key(0), x) for source in (layers, nn)
     )
     _assert_close(ours, theirs, 1e-5)
     with pytest.raises(ValueError, match="mask"):
-        conv.ConvTranspose(4, (3, 3), mask=mask[:2]).init(jax.random.key(0), x)
+        layers.ConvTranspose(4, (3, 3), mask=mask[:2]).init(jax.random.key(0), x)
     with pytest.raises(ValueError, match="CIRCULAR"):
-        conv.ConvTranspose(4, (3, 3), padding="CIRCULAR").init(jax.random.key(0), x)
+        layers.ConvTranspose(4, (3, 3), padding="CIRCULAR").init(jax.random.key(0), x)

@@ -84,6 +84,7 @@ REFUSED = [
     ("train digits_dcgan --optim.lrr 1", "perhaps you meant --optim.lr"),
     ("train digits_dcgan --optim.lr 0", "optim.lr must be positive"),
     ("train digits_dcgan --optim.n-critic 0", "must be at least 1"),
+    ("train digits_dcgan --network.critic-levels 0", "must be at least 1"),
     ("train digits_dcgan --optim.gradient-penalty 10", "needs a critic without batch norm"),
     ("train digits_dcgan --network.kind mlp", "mlp has neither classes nor batch norm"),
     ("train mixture_ns --data.source digits", "points, for which network.kind is mlp"),

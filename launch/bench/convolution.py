@@ -21,7 +21,7 @@ import optax
 from flax import linen as nn
 
 from launch.bench.rounds import interleaved, options, torch_with_all_cores
-from lib import conv
+from lib import layers
 from lib.data import FullBatch
 from lib.process import UserError, command
 from lib.run import environment, write_json
@@ -42,7 +42,7 @@ class Residual(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for _ in range(LAYERS):
-            x = x + nn.relu(conv.Conv(CHANNELS, (3, 3))(x))
+            x = x + nn.relu(layers.Conv(CHANNELS, (3, 3))(x))
         return x
 
 

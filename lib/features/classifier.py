@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lib import config as configs
-from lib import conv
+from lib import conv, layers
 from lib.batch_norm import channel_moments
 from lib.features import CLASSIFIERS, weights
 from lib.features.net import FeatureNet, Features
@@ -37,7 +37,7 @@ _MAX_DIRECTIONS = 24
 PIXEL_SCALE = 64.0
 _NHWC = ("NHWC", "HWIO", "NHWC")
 # Features measure: convolutions are exact to the last digits.
-_Conv = functools.partial(conv.Conv, use_bias=False, conv_general_dilated=conv.conv_general_dilated)
+_Conv = functools.partial(layers.Conv, use_bias=False, conv_general_dilated=conv.conv_general_dilated)
 
 
 @dataclass(frozen=True)

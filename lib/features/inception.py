@@ -21,7 +21,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from lib import conv
+from lib import layers
 from lib.features import weights
 from lib.features.net import FeatureNet, Features
 from lib.process import UserError
@@ -153,7 +153,7 @@ class Inception(nn.Module):
             return max_pool(x)
         if stage == "max_halving":
             return max_pool_halving(x)
-        layer = conv.Conv(
+        layer = layers.Conv(
             stage.features, stage.kernel, stage.strides, stage.padding, precision=self.precision,
             name=prefix + stage.name,
         )  # fmt: skip
