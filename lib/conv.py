@@ -15,7 +15,7 @@ cores, about as long as the convolution itself.
 Nor where the kernel has more entries than the input: XLA then exchanges the two, and leaves its fast path (a 5x5
 convolution of 4x4 pixels takes forty times as long). Such a convolution is a product with one matrix here.
 
-Nor where a 3x3 convolution is computed as it is written: Winograd's algorithm takes half of the time (`minimal`).
+Nor where a 3x3 or 2x2 convolution is computed as it is written: Winograd's algorithm takes half of the time (`minimal`).
 
 Nor with hardly any features: the 9x9 convolution that ends networks of images takes a third of the time when it
 computes blocks of 2x2 pixels as its features.
@@ -36,9 +36,8 @@ from lib.blocks import depth_to_space, resized, space_to_depth
 from lib.shard import equally_varying
 from lib.window import Window, channels_last, dilated, is_spread, is_undilated, phases, result_sizes, transposed_padding
 
-# Where Winograd's algorithm is faster: at least so many channels, results per dimension, and tiles. It takes five times
-# the memory of the input, so that is limited.
-_WIDE, _LARGE, _TILES, _MOST = 16, 5, 32, 2**25
+# Where Winograd's algorithm is faster: with so many channels, results, and times as many products without it.
+_WIDE, _MANY, _SAVED = 16, 512, 1.9
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -265,13 +264,19 @@ def _suits_winograd(window: Window, lhs: jax.Array, rhs_shape: Sequence[int]) ->
     Strided convolutions are seen as `_unstrided` makes them.
     """
     wanted = window.minimal and window.precision is None and window.preferred_element_type is None
-    if not (wanted and is_undilated(window) and lhs.dtype in (jnp.float32, jnp.float64) and lhs.size <= _MOST):
+    if not (wanted and is_undilated(window) and lhs.dtype in (jnp.float32, jnp.float64)):
         return False
     *sizes, c, features = rhs_shape
+    taps = phases(sizes, window.strides)
+    if len(taps) != 2 or taps[0] != taps[1] or taps[0] not in winograd.TAPS:
+        return False
     results = phases(result_sizes(lhs.shape[1:-1], sizes, window.padding), window.strides)
-    tiles = len(lhs) * math.prod(-(-n // winograd.TILE) for n in results)
-    wide = min(c * math.prod(window.strides), features) >= _WIDE
-    return phases(sizes, window.strides) == [3, 3] and wide and min(results) >= _LARGE and tiles >= _TILES
+    blocks = math.prod(window.strides)
+    if min(results) < 1 or len(lhs) * math.prod(results) < _MANY or min(c * blocks, features) < _WIDE:
+        return False
+    # Kernels that the strides do not divide have zeros in their blocks.
+    full = math.prod(sizes) / (math.prod(taps) * blocks)
+    return full * winograd.saved(results, taps[0]) >= _SAVED
 
 
 def _strided_rhs_gradient(window: Window, lhs: jax.Array, g: jax.Array, rhs_shape: tuple[int, ...]) -> jax.Array:

@@ -189,7 +189,8 @@ def test_gradients_of_both_orders_compile_without_zeros_between_entries(case):
 MINIMAL = {
     "same": ((9, 6), (3, 3), 16, 17, {}),
     "asymmetric": ((7, 8), (3, 3), 17, 16, {"padding": ((0, 3), (2, 1))}),
-    "stride": ((11, 12), (5, 5), 4, 16, {"window_strides": (2, 2)}),
+    "stride": ((15, 16), (5, 5), 4, 16, {"window_strides": (2, 2)}),
+    "stride_of_half_a_kernel": ((14, 16), (4, 4), 5, 16, {"window_strides": (2, 2)}),
 }
 
 
@@ -197,7 +198,7 @@ MINIMAL = {
 def test_derivatives_by_winograds_algorithm(case, monkeypatch):
     monkeypatch.setitem(CASES, case, MINIMAL[case])
     with jax.enable_x64(True):
-        x, k, settings = _arrays(case, batch=8)
+        x, k, settings = _arrays(case, batch=16)
         ours, theirs = (partial(f, **settings) for f in (conv.conv_general_dilated, lax.conv_general_dilated))
         _assert_close(*_both(_derivatives, partial(ours, minimal=True), theirs, x, k), 1e-11)
     x, k = np.float32(x), np.float32(k)
@@ -209,7 +210,7 @@ def test_derivatives_by_winograds_algorithm(case, monkeypatch):
 @pytest.mark.parametrize(("dtype", "asked"), [(jnp.bfloat16, {}), (jnp.float32, {"precision": "highest"})])
 def test_no_winograd_where_more_digits_are_needed(dtype, asked, monkeypatch):
     monkeypatch.setitem(CASES, "same_wide", MINIMAL["same"])
-    x, k, settings = _arrays("same_wide", np.float32, batch=8)
+    x, k, settings = _arrays("same_wide", np.float32, batch=16)
     f = jax.jit(partial(conv.conv_general_dilated, minimal=True, **settings, **asked))
     assert " convolution(" in f.lower(jnp.asarray(x, dtype), jnp.asarray(k, dtype)).compile().as_text()
 
