@@ -22,11 +22,11 @@ CASES = {
     "valid_even_kernel": ((7, 6), (4, 2), 2, 3, {"padding": "VALID"}),
     "same_lower_stride": ((7, 6), (4, 2), 2, 3, {"padding": "SAME_LOWER", "window_strides": (2, 3)}),
     "pointwise_stride": ((7, 5), (1, 1), 2, 3, {"window_strides": (2, 2)}),
-    "stride": ((9, 8), (3, 4), 2, 3, {"window_strides": (2, 3)}),
+    "stride": ((9, 8), (3, 4), 5, 6, {"window_strides": (2, 3)}),
     "stride_leaves_a_rest": ((8, 10), (3, 2), 2, 3, {"window_strides": (3, 4), "padding": "VALID"}),
     "dilated_kernel": ((9, 8), (3, 2), 2, 3, {"rhs_dilation": (2, 3)}),
     "dilated_kernel_stride": ((11, 10), (3, 3), 2, 3, {"rhs_dilation": (2, 1), "window_strides": (1, 3)}),
-    "dilated_input": ((4, 5), (3, 4), 2, 3, {"lhs_dilation": (2, 3), "padding": ((1, 2), (3, 0))}),
+    "dilated_input": ((4, 5), (3, 4), 5, 6, {"lhs_dilation": (2, 3), "padding": ((1, 2), (3, 0))}),
     "everything": (
         (6, 7),
         (3, 2),
@@ -48,6 +48,10 @@ CASES = {
     "large_kernel_few_features": ((9, 12), (7, 9), 2, 3, {"padding": ((1, 3), (4, -1))}),
     "more_kernel_than_input": ((4, 3), (5, 5), 2, 3, {"window_strides": (2, 2)}),
     "more_kernel_transposed": ((2, 3), (5, 6), 2, 3, {"lhs_dilation": (2, 2), "padding": ((2, 3), (4, 1))}),
+    "one_channel": ((9, 8), (3, 4), 1, 6, {"window_strides": (2, 3), "padding": ((2, 1), (-1, 4))}),
+    "few_channels": ((7, 5), (3, 2), 3, 7, {"padding": ((0, 3), (4, 1))}),
+    "few_features": ((8, 9), (3, 3), 6, 2, {"padding": ((-1, 2), (1, -3))}),
+    "few_features_transposed": ((2, 3), (4, 3), 7, 1, {"lhs_dilation": (2, 3), "padding": ((2, 3), (-1, 5))}),
     "line": ((11,), (4,), 2, 3, {"window_strides": (3,), "rhs_dilation": (2,)}),
     "volume": ((5, 4, 6), (3, 2, 3), 2, 2, {"window_strides": (2, 1, 2)}),
 }
@@ -213,6 +217,15 @@ def test_no_winograd_where_more_digits_are_needed(dtype, asked, monkeypatch):
     x, k, settings = _arrays("same_wide", np.float32, batch=16)
     f = jax.jit(partial(conv.conv_general_dilated, minimal=True, **settings, **asked))
     assert " convolution(" in f.lower(jnp.asarray(x, dtype), jnp.asarray(k, dtype)).compile().as_text()
+
+
+@pytest.mark.parametrize("case", ["one_channel", "few_features_transposed"])
+def test_few_channels_or_features_compile_to_matrix_products(case):
+    x, k, settings = _arrays(case, np.float32)
+    f = partial(conv.conv_general_dilated, **settings)
+    compiled = jax.jit(lambda x, k: _derivatives(f, x, k)).lower(x, k).compile().as_text()
+    assert " dot(" in compiled
+    assert " convolution(" not in compiled
 
 
 @pytest.mark.parametrize("case", ["more_kernel_than_input", "more_kernel_transposed"])
