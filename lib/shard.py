@@ -152,6 +152,14 @@ def varying(tree: Any) -> Any:
     return jax.tree.map(cast, tree)
 
 
+def alone() -> bool:
+    """Whether one device computes what is traced here as it stands: inside a mesh axis, or as the only one.
+
+    Elsewhere XLA may divide it (GSPMD), and would gather what a loop takes in parts.
+    """
+    return _axis_bound() or jax.local_device_count() == 1
+
+
 def example_keys(key: jax.Array, count: int) -> jax.Array:
     """One key per example of the local batch, [count], folded from its index in the *global* batch.
 

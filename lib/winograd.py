@@ -4,8 +4,9 @@ Tiles of 4x4 results cost 36 products per pair of channels instead of 144 (3x3),
 library chooses such algorithms by itself. In single precision results differ from direct ones by 1e-5 of the largest.
 
 What is between the two transformations is five times as large as images, and moving it through a CPU's memory takes
-longer than the products save. So a loop takes as many images, or rows of one, at once as fit into a core's cache: that
-is four times as fast as everything at once, and a half to a third of the direct convolution's time.
+as long as the products save. So a loop takes as many images, or rows of one, at once as fit into a core's cache. On one
+core (256 images of 14x14, 64 channels) that is 24 ms instead of 36, and 45 for the direct convolution; the gradient to
+the kernel 26 ms instead of 69, and 62. Where XLA divides the work among devices, all is taken at once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.polynomial import polynomial
 
-from lib.shard import equally_varying
+from lib.shard import alone, equally_varying
 
 TILE = 4
 TAPS = (2, 3)
@@ -146,10 +147,10 @@ class _Parts(NamedTuple):
         b, *lengths, c = x.shape
         rows, columns = (-(-n // TILE) for n in sizes)
         tiles = _CACHE // ((TILE + taps - 1) ** 2 * max(c, features) * x.dtype.itemsize)
-        tiles = max(tiles, c * features // _PER_TILE)
+        tiles = max(tiles, c * features // _PER_TILE) if alone() else b * rows * columns
         images = min(b, max(1, tiles // (rows * columns)))
         images = next((n for n in range(images, images // 2, -1) if b % n == 0), images)
-        bands = 1 if images > 1 else -(-rows // max(1, tiles // columns))
+        bands = -(-rows // max(1, tiles // columns)) if images == 1 else 1
         rows = -(-rows // bands)
         blocks = -(-b // images)
         sides = tuple(
@@ -164,6 +165,8 @@ class _Parts(NamedTuple):
 
     def slice(self, x: jax.Array, i: jax.Array | int, rows: int, sides: Sequence[tuple[int, int]]) -> jax.Array:
         """Of what `whole` returns, those of part i with what is beside them: so many rows, if it is a band."""
+        if self.count == 1:
+            return _padded(x, (0, 0), *sides)
         banded = self.bands > 1
         first = i // self.bands * self.images, i % self.bands * self.tiles[0] * TILE, 0, 0
         own = jax.lax.dynamic_slice(x, first, (self.images, rows if banded else x.shape[1], *x.shape[2:]))

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from lib import winograd
+from lib.shard import DATA, make_mesh
 
 
-def direct(x, kernel):
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def direct(x, kernel, padding="SAME"):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def problem(height, width, channels=5, features=7, batch=2):
@@ -27,6 +29,34 @@ def close(found, wanted):
 def test_equals_the_direct_convolution_at_any_size(size):
     x, kernel = problem(*size)
     close(jax.jit(winograd.conv)(x, winograd.transform(kernel)), direct(x, kernel))
+
+
+@pytest.mark.parametrize("taps", [2, 3])
+@pytest.mark.parametrize("cache", [1 << 11, 1 << 14, 1 << 20], ids=["bands", "images", "whole"])
+def test_parts_of_what_does_not_fit_into_the_cache(taps, cache, monkeypatch):
+    """Bands of rows of an image; images, of which the last part has too few; all at once."""
+    monkeypatch.setattr(winograd, "_CACHE", cache)
+    monkeypatch.setattr(winograd, "alone", lambda: True)
+    rng = np.random.default_rng(taps)
+    x, kernel = rng.normal(size=(5, 13, 10, 3)), rng.normal(size=(taps, taps, 3, 4))
+    padding = ((1, 0), (2, 1))
+    with jax.enable_x64(True):
+        found, derive = jax.vjp(lambda kernel: direct(x, kernel, padding), jnp.asarray(kernel))
+        g = rng.normal(size=found.shape)
+        np.testing.assert_allclose(jax.jit(winograd.results, static_argnums=2)(x, kernel, padding), found, atol=1e-11)
+        gradient = jax.jit(winograd.kernel_gradient, static_argnums=2)(x, jnp.asarray(g), padding)
+        np.testing.assert_allclose(gradient, derive(jnp.asarray(g))[0], atol=1e-10)
+
+
+def test_no_parts_where_xla_divides_the_work(monkeypatch):
+    monkeypatch.setattr(winograd, "_CACHE", 1)
+    x, kernel = problem(16, 8)
+    convolve = jax.jit(lambda x: winograd.results(x, jnp.asarray(kernel), ((1, 1), (1, 1))))
+    assert jax.local_device_count() > 1
+    assert "while" not in convolve.lower(x).as_text()
+    mapped = jax.shard_map(convolve, mesh=make_mesh(2), in_specs=P(DATA), out_specs=P(DATA))
+    assert "while" in jax.jit(mapped).lower(x).as_text()
+    close(jax.jit(mapped)(x), direct(x, kernel))
 
 
 @pytest.mark.parametrize("size", [pytest.param((8, 8), marks=pytest.mark.slow), (5, 11)])
