@@ -12,16 +12,14 @@ in the backward pass of strided ones. These are computed without the zeros, by p
 transposed 4x4 convolution with stride 2 (64 images of 8x8, 128 to 64 channels) takes 12 ms instead of 372 on two
 cores, about as long as the convolution itself.
 
-Nor where the kernel has more entries than the input: XLA then exchanges the two, and leaves its fast path (a 5x5
-convolution of 4x4 pixels takes forty times as long). Such a convolution is a product with one matrix here.
+Nor where the kernel has more entries than the input, as XLA then exchanges the two, nor with one channel or few
+features. These are matrix products here (`lib.products`).
 
-Nor where a 3x3 or 2x2 convolution is computed as it is written: Winograd's algorithm takes half of the time (`minimal`).
+Nor where a 3x3 or 2x2 convolution is computed as it is written: Winograd's algorithm takes half of the time
+(`minimal`).
 
-Nor with few channels or features, where a small kernel is a product with the matrix of patches (`lib.patches`): three to
-six times as fast.
-
-Nor with hardly any features and a large kernel: the 9x9 convolution that ends networks of images takes a third of the time when it
-computes blocks of 2x2 pixels as its features.
+Nor with hardly any features and a large kernel: the 9x9 convolution that ends networks of images takes a third of the
+time when it computes blocks of 2x2 pixels as its features.
 """
 
 import functools
@@ -34,16 +32,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lib import patches, winograd
+from lib import products, winograd
 from lib.blocks import depth_to_space, resized, space_to_depth
 from lib.shard import equally_varying
 from lib.window import Window, channels_last, dilated, is_spread, is_undilated, phases, result_sizes, transposed_padding
 
 # Where Winograd's algorithm is faster: with so many channels, results, and times as many products without it.
 _WIDE, _MANY, _SAVED = 16, 512, 1.9
-
-# Where matrix products are faster: so many channels or features on one side, and entries of the kernel.
-_FEW, _TAPS = 4, 25
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -147,15 +142,14 @@ def conv_transpose(
 
 
 def _conv_impl(window: Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    if lhs.size and rhs.size and _is_few(window, rhs.shape):
-        if rhs.shape[-1] <= _FEW and _is_one_sided(window, "lhs_dilation"):
-            return _scattered(window, lhs, rhs)
-        if rhs.shape[-2] == 1 and _is_one_sided(window, "strides"):
-            return _gathered(window, lhs, rhs)
+    if lhs.size and rhs.size and products.has_few_features(window, rhs.shape):
+        return products.scattered_results(window, lhs, rhs)
+    if lhs.size and rhs.size and products.has_one_channel(window, rhs.shape):
+        return products.gathered_results(window, lhs, rhs)
     if is_spread(window, "lhs_dilation") and lhs.size and rhs.size:
         return _transposed(window, lhs, rhs)
-    if _has_more_kernel(window, lhs, rhs):
-        return _as_matrix(window, lhs, rhs)
+    if products.has_more_kernel(window, lhs, rhs):
+        return products.dense_results(window, lhs, rhs)
     if _suits_winograd(window, lhs, rhs.shape):
         if is_spread(window, "strides"):
             window, lhs, rhs = _unstrided(window, lhs, rhs)
@@ -164,79 +158,6 @@ def _conv_impl(window: Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         lhs, rhs, window.strides, window.padding, window.lhs_dilation, window.rhs_dilation,
         channels_last(lhs.ndim - 2), window.groups, 1, window.precision, window.preferred_element_type,
     )  # fmt: skip
-
-
-def _is_few(window: Window, rhs_shape: Sequence[int]) -> bool:
-    """Whether a small kernel has few channels or features, and more of the others."""
-    *sizes, c, features = rhs_shape
-    return window.groups == 1 and math.prod(sizes) <= _TAPS and min(c, features) <= _FEW < max(c, features)
-
-
-def _is_one_sided(window: Window, what: str) -> bool:
-    return is_spread(window) or is_spread(window, what)
-
-
-def _gathered(window: Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    """One channel: all that the kernel's entries see, times the kernel."""
-    *sizes, _, features = rhs.shape
-    length = phases(result_sizes(lhs.shape[1:-1], sizes, window.padding), window.strides)
-    first = [range(-lo, k - lo) for (lo, _), k in zip(window.padding, sizes, strict=True)]
-    y = lax.dot_general(
-        patches.gathered(lhs, first, window.strides, length), rhs.reshape(-1, features), (((0,), (0,)), ((), ())),
-        precision=window.precision, preferred_element_type=window.preferred_element_type,
-    )  # fmt: skip
-    return y.reshape(len(lhs), *length, features)
-
-
-def _scattered(window: Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    """Few features: the input times the kernel, each product where it belongs."""
-    *sizes, c, features = rhs.shape
-    length = result_sizes(dilated(lhs.shape[1:-1], window.lhs_dilation), sizes, window.padding)
-    first = [range(lo, lo - k, -1) for (lo, _), k in zip(window.padding, sizes, strict=True)]
-    kernel = jnp.moveaxis(rhs, -2, 0).reshape(c, -1)
-    y = lax.dot(
-        lhs.reshape(-1, c), kernel, precision=window.precision, preferred_element_type=window.preferred_element_type
-    )
-    return patches.scattered(y.reshape(*lhs.shape[:-1], -1), first, window.lhs_dilation, length, features)
-
-
-def _few_rhs_gradient(window: Window, lhs: jax.Array, g: jax.Array, rhs_shape: Sequence[int]) -> jax.Array:
-    """All that the kernel's entries see of the one with few channels, times the other."""
-    *sizes, c, features = rhs_shape
-    low = [lo for lo, _ in window.padding]
-    if c <= features:
-        first = [range(-lo, k - lo) for lo, k in zip(low, sizes, strict=True)]
-        seen = patches.gathered(lhs, first, window.strides, g.shape[1:-1])
-        return lax.dot(seen, g.reshape(-1, features), precision=window.precision).reshape(rhs_shape)
-    first = [range(lo, lo - k, -1) for lo, k in zip(low, sizes, strict=True)]
-    seen = patches.gathered(g, first, window.lhs_dilation, lhs.shape[1:-1])
-    found = lax.dot(seen, lhs.reshape(-1, c), precision=window.precision)
-    return jnp.swapaxes(found.reshape(*sizes, features, c), -1, -2)
-
-
-def _has_more_kernel(window: Window, lhs: jax.Array, rhs: jax.Array) -> bool:
-    """Whether a convolution without dilations has more entries in its kernel than in its input, and a result."""
-    sizes, kernel = lhs.shape[1:-1], rhs.shape[:-2]
-    more = is_undilated(window) and math.prod(kernel) > math.prod(sizes) > 0
-    return more and min(result_sizes(sizes, kernel, window.padding)) > 0
-
-
-def _as_matrix(window: Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    """A convolution as a product with the matrix [spatial... c, spatial... features] from all entries of its input to
-    all of its result."""
-    b, *sizes, c = lhs.shape
-    strides, low = window.strides, [lo for lo, _ in window.padding]
-    length = phases(result_sizes(sizes, rhs.shape[:-2], window.padding), strides)
-    kernel = jnp.moveaxis(rhs, -2, 0)  # [c, spatial..., features]
-    seen = [
-        resized(kernel, [(lo - s * i, n) for lo, s, i, n in zip(low, strides, place, sizes, strict=True)])
-        for place in itertools.product(*map(range, length))
-    ]
-    matrix = jnp.moveaxis(jnp.stack(seen, axis=-2), 0, -3).reshape(math.prod(sizes) * c, -1)
-    y = lax.dot(
-        lhs.reshape(b, -1), matrix, precision=window.precision, preferred_element_type=window.preferred_element_type
-    )
-    return y.reshape(b, *length, rhs.shape[-1])
 
 
 _conv = jax.custom_vjp(_conv_impl, nondiff_argnums=(0,))
@@ -401,9 +322,10 @@ def _rhs_gradient(window: Window, lhs: jax.Array, g: jax.Array, rhs_shape: tuple
     Groups: the input's channels [groups * c] and the batch [b] become a batch of c images with [groups * b]
     channels, so that group i of the input meets the kernels of group i of the output's features.
     """
-    few_of = "strides" if rhs_shape[-2] <= rhs_shape[-1] else "lhs_dilation"
-    if _is_few(window, rhs_shape) and _is_one_sided(window, few_of):
-        return _few_rhs_gradient(window, lhs, g, rhs_shape)
+    if products.has_few_channels(window, rhs_shape):
+        return products.gradient_of_few_channels(window, lhs, g, rhs_shape)
+    if products.has_few_features(window, rhs_shape):
+        return products.gradient_of_few_features(window, lhs, g, rhs_shape)
     if is_spread(window, "strides"):
         return _strided_rhs_gradient(window, lhs, g, rhs_shape)
     if is_spread(

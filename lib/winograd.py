@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -204,7 +204,7 @@ def _tiles_of_gradient(g: jax.Array, taps: int) -> jax.Array:
 
 
 def _overlapping(x: jax.Array, count: int, axis: int) -> list[jax.Array]:
-    """The lines that the four of each tile depend on: [.., tiles + 1, 4, ..] along `axis` -> `count` of [.., tiles, ..].
+    """The lines that a tile depends on: [.., tiles + 1, 4, ..] along `axis` -> `count` of [.., tiles, ..].
 
     Those beyond the fourth are the first ones of the next tile.
     """

@@ -192,10 +192,10 @@ def test_the_denoiser_leaves_what_has_no_noise():
 
 def test_convolutions_in_bfloat16():
     """All but the last; what comes out is float32, and so are the parameters."""
-    v2 = ncsn_v2((8, 8, 1), ngf=4, dtype=jnp.bfloat16)
+    v2 = ncsn_v2((8, 8, 5), ngf=8, dtype=jnp.bfloat16)
     params = jax.eval_shape(v2.init, KEY)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    jaxpr = jax.make_jaxpr(v2.score)(params, jnp.zeros((2, 8, 8, 1)), jnp.ones(2))
+    jaxpr = jax.make_jaxpr(v2.score)(params, jnp.zeros((2, 8, 8, 5)), jnp.ones(2))
     assert jaxpr.out_avals[0].dtype == jnp.float32
     convolutions = [eqn for eqn in jaxpr.eqns if "conv_general_dilated" in str(eqn.params.get("call_jaxpr"))]
     kinds = [str(eqn.outvars[0].aval.dtype) for eqn in convolutions]
