@@ -154,7 +154,7 @@ class _Parts(NamedTuple):
         rows = -(-rows // bands)
         blocks = -(-b // images)
         sides = tuple(
-            (low, (n + 1) * TILE - low - length)
+            (low, n * TILE + taps - 1 - low - length)
             for (low, _), n, length in zip(padding, (bands * rows, columns), lengths, strict=True)
         )
         return cls(taps, images, bands, blocks * bands, blocks * images - b, (rows, columns), sides)
@@ -178,12 +178,10 @@ class _Parts(NamedTuple):
         Whole stacks go from stage to stage: one loop per line of a matrix. A loop for each of the products is four
         times as much to compile.
         """
-        (rows, columns), c, matrix = self.tiles, x.shape[-1], _matrices(self.taps).input
-        x = self.slice(x, i, (rows + 1) * TILE, self.padding)
-        lined = _overlapping(x.reshape(self.images, rows + 1, TILE, -1, c), len(matrix), axis=1)
-        lines = _combined(matrix, lined, axis=0).reshape(len(matrix), self.images, rows, columns + 1, TILE, c)
-        tiled = _combined(matrix, _overlapping(lines, len(matrix), axis=3), axis=0)
-        return tiled.reshape(len(matrix) ** 2, -1, c)
+        matrix, c = _matrices(self.taps).input, x.shape[-1]
+        x = self.slice(x, i, self.tiles[0] * TILE + self.taps - 1, self.padding)
+        lines = _combined(matrix, _overlapping(x, len(matrix), axis=1), axis=0)  # [lines, images, rows, w, c]
+        return _combined(matrix, _overlapping(lines, len(matrix), axis=3), axis=0).reshape(len(matrix) ** 2, -1, c)
 
 
 def _padded(x: jax.Array, *sides: tuple[int, int]) -> jax.Array:
@@ -204,17 +202,9 @@ def _tiles_of_gradient(g: jax.Array, taps: int) -> jax.Array:
 
 
 def _overlapping(x: jax.Array, count: int, axis: int) -> list[jax.Array]:
-    """The lines that a tile depends on: [.., tiles + 1, 4, ..] along `axis` -> `count` of [.., tiles, ..].
-
-    Those beyond the fourth are the first ones of the next tile.
-    """
-    tiles = x.shape[axis] - 1
-
-    def line(k: int) -> jax.Array:
-        own = jax.lax.slice_in_dim(x, k // TILE, k // TILE + tiles, axis=axis)
-        return jax.lax.index_in_dim(own, k % TILE, axis + 1, keepdims=False)
-
-    return [line(k) for k in range(count)]
+    """The lines that tiles depend on: `count` arrays, each with the k-th line of every tile along `axis`."""
+    last = x.shape[axis] - count + 1
+    return [jax.lax.slice_in_dim(x, k, k + last, TILE, axis) for k in range(count)]
 
 
 def _combined(matrix: np.ndarray, lines: Sequence[jax.Array], axis: int) -> jax.Array:
