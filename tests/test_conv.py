@@ -179,11 +179,16 @@ def test_scanned_gradients_of_both_orders_compile_to_the_fast_dimension_order():
     assert "batch_group_count" not in compiled
 
 
-@pytest.mark.parametrize("case", ["stride", "dilated_input"])
-def test_gradients_of_both_orders_compile_without_zeros_between_entries(case):
+def _compiled(case):
+    """The program of a convolution with its gradients of both orders."""
     x, k, settings = _arrays(case, np.float32)
     f = partial(conv.conv_general_dilated, **settings)
-    compiled = jax.jit(lambda x, k: _derivatives(f, x, k)).lower(x, k).compile().as_text()
+    return jax.jit(lambda x, k: _derivatives(f, x, k)).lower(x, k).compile().as_text()
+
+
+@pytest.mark.parametrize("case", ["stride", "dilated_input"])
+def test_gradients_of_both_orders_compile_without_zeros_between_entries(case):
+    compiled = _compiled(case)
     windows = re.findall(r" convolution\(.*window=\{([^}]*)\}", compiled)
     assert len(windows) >= 5
     assert not any("_dilate" in window for window in windows)
@@ -221,20 +226,17 @@ def test_no_winograd_where_more_digits_are_needed(dtype, asked, monkeypatch):
 
 @pytest.mark.parametrize("case", ["one_channel", "few_features_transposed"])
 def test_few_channels_or_features_compile_to_matrix_products(case):
-    x, k, settings = _arrays(case, np.float32)
-    f = partial(conv.conv_general_dilated, **settings)
-    compiled = jax.jit(lambda x, k: _derivatives(f, x, k)).lower(x, k).compile().as_text()
+    compiled = _compiled(case)
     assert " dot(" in compiled
     assert " convolution(" not in compiled
 
 
 @pytest.mark.parametrize("case", ["more_kernel_than_input", "more_kernel_transposed"])
 def test_small_inputs_compile_without_exchanging_input_and_kernel(case):
-    x, k, settings = _arrays(case, np.float32)
-    f = partial(conv.conv_general_dilated, **settings)
-    compiled = jax.jit(lambda x, k: _derivatives(f, x, k)).lower(x, k).compile().as_text()
+    compiled = _compiled(case)
     assert " dot(" in compiled
     assert "rhs_reversal" not in compiled
+    x, k, settings = _arrays(case, np.float32)
     theirs = partial(lax.conv_general_dilated, **settings)
     assert "rhs_reversal" in jax.jit(theirs).lower(x, k).compile().as_text()
 
