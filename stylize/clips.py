@@ -22,9 +22,9 @@ PROTOCOL = (
     "Movies: CLIP_STYLE.E_warp is the mean squared difference (pixels in [0, 1]) of each frame to the next one brought "
     "to its place, where the motion is reliable (reliable_share: of the pixels); motion of the input by Farneback's "
     "method, while the network's memory uses DIS. E_warp_agreed: only where both find the same to less than a pixel, "
-    "which leaves out smooth surfaces that move fast and by Farneback's method stand still. E_warp_5: five frames "
-    "apart. CLIP_STYLE.per_frame: the same network without its memory. CLIP.input: the clip itself. objective, style, "
-    "content: of every tenth frame."
+    "which leaves out smooth surfaces whose motion the frames do not tell. E_warp_5: five frames apart. Pairs with a "
+    "cut between them do not count. CLIP_STYLE.per_frame: the same network without its memory. CLIP.input: the clip "
+    "itself. objective, style, content: of every tenth frame."
 )
 _EVERY, _FAR = 10, 5
 _SHOWN_PX = 400

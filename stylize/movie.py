@@ -33,7 +33,7 @@ Stylize = Callable[[np.ndarray, np.ndarray | None, np.ndarray | None], np.ndarra
 class Linked(NamedTuple):
     frame: Frame
     link: Link | None
-    """to the frame before; none for the first one, and where it is not asked for"""
+    """to the frame before; none for the first one, after a cut, and where it is not asked for"""
 
 
 def linked(path: Path, *, longest_px: int | None, flow: bool) -> Iterator[Linked]:
@@ -94,8 +94,8 @@ def stylize_movie(
 class FrameOptimizer:
     """Stylises a frame by optimisation (Ruder et al., arXiv 1604.08610), each from the one before where there is one.
 
-    The first frame takes the first of `iterations`, the others the last. Frames are kept in `folder`, and a stopped
-    movie goes on with them: what comes before a frame is what was saved of it.
+    Frames with none before take the first of `iterations`, the others the last. Frames are kept in `folder`, and a
+    stopped movie goes on with them: what comes before a frame is what was saved of it.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class FrameOptimizer:
             },
             self._mesh,
         )
-        iterations = self._options.iterations[0 if self._count == 1 else -1]
+        iterations = self._options.iterations[0 if before is None else -1]
         for done in range(0, iterations, _CHUNK):
             x = np.asarray(self._run(min(_CHUNK, iterations - done))(x, batch)[0])[0]
         return images.read(images.write(path, x))

@@ -115,7 +115,7 @@ def test_any_size(method, size):
     found = method(first, second)
     assert found.shape == (*size, 2) and np.isfinite(found).all()
     assert flow.reliable(found, method(second, first)).shape == size
-    assert flow.link(first, second, flow=method).flow.shape == (*size, 2)
+    assert flow.link(first, first, flow=method).flow.shape == (*size, 2)
 
 
 def test_one_pixel_does_not_move():
@@ -191,6 +191,18 @@ def test_warping_error_without_a_reliable_pixel():
     frames = [view(WORLD, 0, 0)] * 3
     error, share, pairs = flow.warping_error(frames, frames, flow=lambda first, second: constant(999, 0, HEIGHT, WIDTH))
     assert np.isnan(error) and (share, pairs) == (0, 2)
+
+
+def test_nothing_moves_across_a_cut():
+    other = textured(HEIGHT + 32, WIDTH + 32, seed=1)
+    frames = [view(WORLD, 0, 0), view(WORLD, 1, 0), view(other, 0, 0), view(other, 1, 0)]
+    assert [flow.link(*pair) is None for pair in itertools.pairwise(frames)] == [False, True, False]
+    error, share, pairs = flow.warping_error(frames, frames)
+    scenes = [flow.warping_error(scene, scene) for scene in (frames[:2], frames[2:])]
+    assert pairs == 2 and error == pytest.approx(np.mean([scene.error for scene in scenes]))
+    assert share == pytest.approx(np.mean([scene.reliable_share for scene in scenes]))
+    error, share, pairs = flow.warping_error(frames, frames, gap=2)
+    assert np.isnan(error) and np.isnan(share) and pairs == 0
 
 
 def test_warping_error_of_what_does_not_belong_together():
