@@ -36,6 +36,7 @@ def write(config: Config, params: Any, names: Sequence[str], folder: RunFolder, 
         config,
         styles=tuple(styles),
         photos=_name(config.photos),
+        perception=dataclasses.replace(config.perception, weights=None),  # only evaluations load them: each its own
         warm_start=None if config.warm_start is None else _name(config.warm_start),
     )
     records = read_json(folder.path / "environment.json")
