@@ -113,7 +113,15 @@ STUDIES = {
         },
         ("samples_best", "neighbours", "interpolation", "looks", "reconstructions"),
         {"mixture_wgan_gp": 5, "digits_dcgan": 5},
-        ("real.fid", "best.fid", "best.precision", "best.recall", "best.confident", "best.smallest_class"),
+        (
+            "real.fid",
+            "best.fid",
+            "best.precision",
+            "best.recall",
+            "best.confident",
+            "best.smallest_class",
+            "best.images_per_s",
+        ),
     ),
 }
 

@@ -77,6 +77,7 @@ def test_misplaced_samples():
 def test_images_from_training_to_report(call):
     call(f"{DIGITS} --optim.steps 100 --watch.every 50 --network.conditioning concatenation")
     numbers = numbers_of("R")
+    assert numbers["best.images_per_s"] > 0
     for name in ("real", "best", "last"):
         assert numbers[f"{name}.fid.digits_cnn"] > 0
         assert 0 <= numbers[f"{name}.coverage.digits_cnn"] <= 1
