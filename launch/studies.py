@@ -56,7 +56,7 @@ def short(preset: str) -> tuple[str, ...]:
     """An autoencoder's preset in a sixteenth of its steps.
 
     The learning rate is five times the published one and falls to zero, and ACAI's critic counts a fifth as much: at
-    lines its full weight kept the error of reconstructions, and with it the distance of all frames, half again as high.
+    lines its full weight left the error of reconstructions, and with it the distance of all frames, a third higher.
     """
     critic = " --autoencoder.critic-weight 0.1" if "acai" in preset else ""
     return training(
