@@ -34,10 +34,10 @@ def evaluate(
         x = draw_samples(one, count, mesh=local_mesh(), seed=config.seed)
         pixels = images.to_uint8(x)
         numbers |= judge.numbers(name, pixels) | {f"{name}.samples": count, f"{name}.cycle": one.step}
-        numbers[f"{name}.images_per_s"] = images_per_s(one, local_mesh())
         path = images.write(out / f"samples_{name}.png", images.grid(x[:_SHOWN], columns=10))
         pictures.append((path, f"The first {_SHOWN} samples of the {name} checkpoint, uncurated."))
-        if name == "best":
+        if name == "best":  # the last one is the same network
+            numbers["best.images_per_s"] = images_per_s(one, local_mesh())
             pictures.append(neighbours(out / "neighbours.png", net, data.train["image"], pixels[:_NEIGHBOURS]))
     pictures += commands.strips(trained["best"], out, seed=config.seed)
     return numbers, pictures, _protocol(config, net)

@@ -154,8 +154,7 @@ def warping_errors(
     errors: list[list[list[float]]] = [[[] for _ in movies] for _ in checks]
     shares: list[list[float]] = [[] for _ in checks]
     past: deque[tuple[np.ndarray, ...]] = deque(maxlen=gap)
-    cuts: deque[bool] = deque(maxlen=gap)
-    count = 0
+    cuts: deque[bool] = deque(maxlen=gap)  # between each of the past frames and the one after it
     for frames in itertools.zip_longest(*movies, inputs):
         if any(image is None for image in frames):
             raise UserError("the stylised movie and its input have different numbers of frames")
@@ -167,7 +166,7 @@ def warping_errors(
                 )
         if past:
             cuts.append(link(past[-1][-1], frame) is None)
-        if len(past) == gap and not any(cuts):
+        if len(cuts) == gap and not any(cuts):
             *earlier_outputs, earlier = past[0]
             motion = flow(earlier, frame)
             mask = reliable(motion, flow(frame, earlier))
@@ -182,8 +181,7 @@ def warping_errors(
                     for movie, square in zip(found, squares, strict=True):
                         movie.append(square[agreed].mean())
         past.append(frames)
-        count += 1
-    if count <= gap:
+    if len(cuts) < gap:
         raise UserError(f"a warping error over {gap} frames needs at least {gap + 1} of them")
     return [
         [WarpingError(_mean(of), _mean(share), len(share)) for of in found]
