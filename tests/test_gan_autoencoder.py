@@ -42,6 +42,7 @@ def test_from_training_to_report_and_resumed_to_the_bit(call, here):
     numbers = numbers_of("R")
     assert "training ACAI" in out and "accuracy" in out and "R/report.html" in out
     assert 0 < numbers["test.mse"] < 2 and 0 <= numbers["test.accuracy"] <= 1 and 0 < numbers["test.clustering"] <= 1
+    assert numbers["test.fitted_accuracy"] > 0.3  # ten classes, latents of a network that has hardly begun
     looks = [row for row in rows_of("R") if "look.mse" in row]
     assert [row["step"] for row in looks] == [16, 32, 48]
     assert looks[-1]["look.mse"] == numbers["test.mse"] and looks[-1]["look.accuracy"] == numbers["test.accuracy"]

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from gan.latents import classifier_accuracy, clustering_accuracy, matched_accuracy, of_images, whitened
+from gan.latents import (
+    classifier_accuracy,
+    clustering_accuracy,
+    fitted_accuracy,
+    matched_accuracy,
+    of_images,
+    whitened,
+)
 from lib.process import UserError
 
 CENTRES = np.array([[0, 0, 0], [8, 0, 0], [0, 8, 0], [0, 0, 8]], np.float32)
@@ -26,6 +33,17 @@ def test_groups_are_found_whatever_the_scale_of_directions():
     assert again == 1.0
     shuffled = np.random.default_rng(2).permutation(labels)
     assert clustering_accuracy(train, test, shuffled, 4, n_init=10) < 0.45  # a quarter, and what the best match adds
+
+
+def test_a_fitted_classifier_is_as_good_as_any_can_be():
+    def drawn(seed):  # two groups a standard deviation from their border, whose direction has any scale
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(0, 2, 10_000)
+        apart = (2 * labels - 1 + rng.normal(size=10_000)) * 1e-3
+        return np.stack([apart, rng.normal(size=10_000) * 100], axis=1).astype(np.float32), labels
+
+    accuracy = fitted_accuracy(*drawn(0), *drawn(1))
+    assert accuracy == pytest.approx(0.8413, abs=4 * np.sqrt(0.8413 * 0.1587 / 10_000))  # Phi(1)
 
 
 def test_without_whitening_the_long_direction_would_decide():

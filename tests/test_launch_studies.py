@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gan import config as gan_config
+import gan.__main__
+import gan.config
+import ncsn.__main__
 from gan.acai_config import AUTOENCODERS
 from launch import studies
 from lib import config as configs
@@ -72,11 +75,19 @@ def test_runs_are_compared(finished, monkeypatch):
     assert row < lines.index("## toy_mixture")
 
 
-@pytest.mark.parametrize(("package", "presets"), [("ncsn", PRESETS), ("gan", {**gan_config.PRESETS, **AUTOENCODERS})])
-def test_runs_are_of_presets(package, presets):
-    for first, *_ in studies.STUDIES[package].runs.values():
-        command, preset, *_ = first.split()
-        assert command == "train" and preset in presets
+def test_options_of_runs_are_known():
+    def options(package, preset):
+        if package == "ncsn":
+            return ncsn.__main__.Train(config=PRESETS[preset])
+        if preset in AUTOENCODERS:
+            return gan.__main__.TrainAutoencoder(config=AUTOENCODERS[preset])
+        return gan.__main__.Train(config=gan.config.PRESETS[preset])
+
+    for package in ("ncsn", "gan"):
+        for first, *_ in studies.STUDIES[package].runs.values():
+            command, preset, *rest = first.format(run="R").split()
+            assert command == "train"
+            assert configs.parse(options(package, preset), rest, "python -m PACKAGE train PRESET").out == Path("R")
 
 
 def test_an_unknown_run():
