@@ -93,8 +93,8 @@ def _of_images(
         protocol += (
             " accuracy: of the linear classifier of latents that is trained beside the autoencoder and teaches it "
             "nothing; fitted_accuracy: of one that is fitted to the latents of the training images afterwards "
-            f"(logistic regression, weight decay 1). clustering: accuracy of k-means ({count} clusters, {starts} random "
-            "starts) on whitened latents of the training images, clusters assigned to classes as suits the test "
+            f"(logistic regression, weight decay 1). clustering: accuracy of k-means ({count} clusters, {starts} "
+            "random starts) on whitened latents of the training images, clusters assigned to classes as suits the test "
             "images best."
         )
     return numbers, protocol
