@@ -119,6 +119,7 @@ class AutoencoderConfig:
 _LINES = AutoencoderConfig(Images("lines"), Options(latent_width=2))
 _MNIST = AutoencoderConfig(Images("mnist"), Options(latent_channels=2))
 _CIFAR10 = AutoencoderConfig(Images("cifar10"), Options(depth=64))
+_CIFAR10_1024 = replace(_CIFAR10, autoencoder=Options(depth=64, latent_channels=64))
 
 
 def _plain(config: AutoencoderConfig) -> AutoencoderConfig:
@@ -137,5 +138,6 @@ AUTOENCODERS: dict[str, AutoencoderConfig] = {
     "mnist_acai_256": replace(_MNIST, autoencoder=Options()),
     "mnist_autoencoder_32": _plain(_MNIST),
     "cifar10_acai_256": _CIFAR10,
-    "cifar10_acai_1024": replace(_CIFAR10, autoencoder=Options(depth=64, latent_channels=64)),
+    "cifar10_acai_1024": _CIFAR10_1024,
+    "cifar10_autoencoder_1024": _plain(_CIFAR10_1024),
 }  # fmt: skip

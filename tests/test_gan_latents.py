@@ -44,6 +44,8 @@ def test_a_fitted_classifier_is_as_good_as_any_can_be():
 
     accuracy = fitted_accuracy(*drawn(0), *drawn(1))
     assert accuracy == pytest.approx(0.8413, abs=4 * np.sqrt(0.8413 * 0.1587 / 10_000))  # Phi(1)
+    x = np.zeros((5, 2), np.float32)
+    assert fitted_accuracy(x, np.ones(5, int), x, np.array([1, 1, 1, 1, 0])) == 0.8
 
 
 def test_without_whitening_the_long_direction_would_decide():
