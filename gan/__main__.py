@@ -23,6 +23,7 @@ from lib.run import RunFolder, check_out, first_difference, read_json, write_jso
 _PRESETS = textwrap.fill(f"presets: {', '.join([*PRESETS, *AUTOENCODERS])}", 104, subsequent_indent="  ")
 
 Judges = Literal["cifar10_judge_a", "cifar10_judge_b"]
+Guides = Literal[Judges, "cifar10_vgg"]
 
 HELP = f"""usage: python -m gan COMMAND ...
 
@@ -151,10 +152,10 @@ class Pegasus:
     """candidates of every route"""
     seed: int = 0
     """candidate i depends on the seed and on i alone"""
-    steps: int = 100
+    steps: int = 200
     """of optimising latents"""
-    guide: Judges = "cifar10_judge_a"
-    """classifier that is followed and that chooses"""
+    guides: tuple[Guides, ...] = ("cifar10_judge_a", "cifar10_vgg")
+    """classifiers that are followed and that choose; what deceives one of them need not deceive the other"""
     judge: Judges = "cifar10_judge_b"
     """classifier that judges"""
     most_distant: float = 1.5
@@ -163,8 +164,10 @@ class Pegasus:
     def __post_init__(self) -> None:
         if self.count < 64 or self.steps < 1:
             raise UserError("count must be at least 64, for the batch that is shown, and steps at least 1")
-        if self.guide == self.judge:
-            raise UserError("guide and judge are the same: who guides does not judge")
+        if self.judge in self.guides:
+            raise UserError(f"{self.judge} is guide and judge: who guides does not judge")
+        if not self.guides:
+            raise UserError("guides is empty: nobody would choose")
 
 
 def _check_strips(rows: int, columns: int) -> None:

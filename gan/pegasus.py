@@ -1,10 +1,10 @@
 """A pegasus: an image that is a bird and a horse, by three routes, judged by a classifier that guided none of them.
 
 Routes, each from trained runs: `mixed`, a conditional generator whose class is a mixture of both; `optimised`, latents
-and mixtures of a generator moved towards what the guiding classifier takes for both; `interpolated`, latents of a bird
+and mixtures of a generator moved towards what guiding classifiers take for both; `interpolated`, latents of a bird
 and of a horse mixed by an autoencoder whose critic could not tell such mixtures from data.
 
-Classifiers are one-vs-rest and calibrated, so that an image can be both. H = sqrt(p_bird p_horse) (geometric mean).
+The judge is one-vs-rest and calibrated, so that an image can be both. H = sqrt(p_bird p_horse) (geometric mean).
 What is a copy, and what is no image of CIFAR-10, is measured in the features of a third network.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -21,23 +21,29 @@ import numpy as np
 import optax
 import scipy.spatial.distance
 from jax.scipy.special import logit
+from jax.sharding import PartitionSpec as P
 
 from gan.acai_experiment import Trained as Autoencoder
-from gan.sampling import Trained, compile_generator, latents
+from gan.model import Gan
+from gan.sampling import Trained, compile_generator, filled, latents
 from lib import features, images
 from lib.data import load_labelled
+from lib.features.augment import augment
 from lib.features.classifier import load_predictor
+from lib.features.net import FeatureNet
 from lib.judge import read
 from lib.metrics import kernel
 from lib.metrics.manifold import compare, nearest
-from lib.shard import local_mesh
+from lib.shard import DATA, compile_step, fetch, local_mesh, place, varying
 
-BIRD, HORSE = 2, 7  # of CIFAR-10
+BIRD, HORSE = _BOTH = 2, 7  # of CIFAR-10
 FEATURES = "cifar10_cnn"
 NEIGHBOURS = 5
 _MIXTURES = np.linspace(0.3, 0.7, 5)  # share of the horse
 _SPREAD, _BATCH = 500, 256
 _LR = 0.05
+_LEAST = 1e-6  # probability that a logarithm is taken of
+_VIEWS = 8
 _PRIOR = 0.05  # of half the squared distance of a latent's mean square from 1, per dimension
 
 
@@ -64,58 +70,67 @@ def mixed(trained: Trained, classes: tuple[int, int], count: int, seed: int) -> 
 
 
 def optimised(
-    trained: Trained, classes: tuple[int, int] | None, guide: str, count: int, seed: int, steps: int
+    trained: Trained, classes: tuple[int, int] | None, guides: Sequence[str], count: int, seed: int, steps: int
 ) -> Candidates:
     """Adam on latents, and on the mixture of classes where there are any, all steps in one program.
 
-    What is maximised is the guide's log p_bird + log p_horse, the image shifted by up to a pixel in every step, less
-    what keeps a latent about as long as N(0, 1) makes it.
+    What is maximised is the guides' mean log p_bird + log p_horse, each image shifted and mirrored anew in every step,
+    less what keeps a latent about as long as N(0, 1) makes it.
     """
-    predict, params = load_predictor(guide)
-    shares = _shares(count)
+    predictors, params = zip(*(load_predictor(name) for name in guides), strict=True)
+    mesh, size = local_mesh(), min(_BATCH, count)
+    size = -(-size // mesh.size) * mesh.size
+    how = "jit" if mesh.size == 1 else "shard_map"
+    body = _optimiser(trained.model, classes, predictors, steps)
+    run = compile_step(body, mesh, how, in_specs=(P(), P(), P(DATA)), out_specs=(P(), P(DATA)))
+    frozen = place((trained.variables, params, jax.random.key(seed)), mesh)
+    given = {"z": latents(trained.model, seed, count), "share": _shares(count), "row": np.arange(count)}
     made = []
-    run = jax.jit(_optimiser(trained, classes, predict, params, steps))
-    z = latents(trained.model, seed, count)
-    for first in range(0, count, _BATCH):
-        rows = slice(first, min(first + _BATCH, count))
-        x, share = run(z[rows], shares[rows], jax.random.fold_in(jax.random.key(seed), first))
-        made.append((images.to_uint8(np.asarray(x)), np.asarray(share)))
-    pixels, found = zip(*made, strict=True)
-    return Candidates(np.concatenate(pixels), np.concatenate(found))
+    for first in range(0, count, size):
+        block = {name: filled(rows, first, size) for name, rows in given.items()}
+        made.append(fetch(run((), frozen, place(block, mesh, P(DATA)))[1]))
+    pixels, shares = (np.concatenate(rows)[:count] for rows in zip(*made, strict=True))
+    return Candidates(images.to_uint8(pixels), shares)
 
 
-def _optimiser(
-    trained: Trained, classes: tuple[int, int] | None, predict: Callable, params: Any, steps: int
-) -> Callable[[Any, Any, Any], tuple[jax.Array, jax.Array]]:
-    model, tx = trained.model, optax.adam(_LR)
+def _optimiser(model: Gan, classes: tuple[int, int] | None, predictors: Sequence[Callable], steps: int) -> Callable:
+    tx = optax.adam(_LR)
 
-    def generated(state: dict[str, jax.Array]) -> jax.Array:
+    def generated(state: dict[str, jax.Array], variables: Any) -> jax.Array:
         y = None
         if classes is not None:
             share = jax.nn.sigmoid(state["mixture"])[:, None]
             rows = jax.nn.one_hot(jnp.asarray(classes), model.classes)
             y = (1 - share) * rows[0] + share * rows[1]
-        return model.generate(trained.variables, state["z"], y, train=False)[0]
+        return model.generate(variables, state["z"], y, train=False)[0]
 
-    def loss(state: dict[str, jax.Array], shift: jax.Array) -> jax.Array:
-        x = jnp.roll(jnp.pad(generated(state), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge"), shift, (1, 2))
-        chances = predict(params, x[:, 1:-1, 1:-1])[:, jnp.array([BIRD, HORSE])]
+    def loss(state: dict[str, jax.Array], variables: Any, params: Any, keys: jax.Array) -> jax.Array:
+        x = _view(generated(state, variables), keys)
+        both = [predict(p, x)[:, jnp.array(_BOTH)] for predict, p in zip(predictors, params, strict=True)]
+        wanted = jnp.log(jnp.stack(both) + _LEAST).sum(2).mean(0)
         long = jnp.mean(state["z"] ** 2, 1) - 1
-        return jnp.sum(_PRIOR * model.latent / 2 * long**2 - jnp.log(chances + 1e-6).sum(1))
+        return jnp.sum(_PRIOR * model.latent / 2 * long**2 - wanted)
 
-    def run(z: jax.Array, shares: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        state = {"z": z, "mixture": logit(jnp.asarray(shares))}
+    def run(nothing: tuple, frozen: Any, given: dict[str, jax.Array]) -> tuple[tuple, Any]:
+        variables, params, key = varying(frozen)
+        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(given["row"])
+        state = {"z": given["z"], "mixture": logit(given["share"])}
 
-        def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
+        def step(carry: Any, i: jax.Array) -> tuple[Any, None]:
             state, memory = carry
-            grads = jax.grad(loss)(state, jax.random.randint(key, (2,), -1, 2))
+            grads = jax.grad(loss)(state, variables, params, jax.vmap(lambda key: jax.random.fold_in(key, i))(keys))
             updates, memory = tx.update(grads, memory, state)
             return (optax.apply_updates(state, updates), memory), None
 
-        (state, _), _ = jax.lax.scan(step, (state, tx.init(state)), jax.random.split(key, steps))
-        return generated(state), jax.nn.sigmoid(state["mixture"])
+        (state, _), _ = jax.lax.scan(step, (state, varying(tx.init(state))), jnp.arange(steps))
+        return nothing, (generated(state, variables), jax.nn.sigmoid(state["mixture"]))
 
     return run
+
+
+def _view(pixels: jax.Array, keys: jax.Array) -> jax.Array:
+    """[n, h, w, c] as the classifiers saw images in their training, [n] keys: a little shifted, maybe mirrored."""
+    return augment(pixels, keys, shift_px=2, flip=True, cutout_px=0, fill=0)
 
 
 def interpolated(trained: Autoencoder, count: int, seed: int) -> Candidates:
@@ -168,7 +183,7 @@ class Scores:
     """Of every candidate, [n] each."""
 
     guided: np.ndarray
-    """H of the guiding classifier, by which images are chosen"""
+    """H of the guiding classifiers, by which images are chosen: the geometric mean over them and views of the image"""
     hybrid: np.ndarray
     """H of the judging one"""
     bird: np.ndarray
@@ -183,10 +198,10 @@ class Scores:
 
 
 class Jury:
-    """The guide, the judge, and the features that realism and uniqueness are measured in."""
+    """The guides, the judge, and the features that realism and uniqueness are measured in."""
 
-    def __init__(self, guide: str, judge: str):
-        self.guide, self.judge = features.load(guide), features.load(judge)
+    def __init__(self, guides: Sequence[str], judge: str):
+        self.guides, self.judge = [features.load(name) for name in guides], features.load(judge)
         self.net = features.load(FEATURES)
         self.train = np.concatenate([real("train", label) for label in (BIRD, HORSE)])
         self._train = read(self.net, self.train)[0]
@@ -199,10 +214,12 @@ class Jury:
     def scores(self, pixels: np.ndarray) -> Scores:
         found = read(self.net, pixels)[0]
         near, distances = nearest(self._train, found, NEIGHBOURS)
-        guided = _both(self.guide, pixels)
+        keys = [jnp.repeat(jax.random.key(i)[None], len(pixels)) for i in range(_VIEWS)]
+        views = [np.asarray(_view(jnp.asarray(pixels), key)) for key in keys]
+        guided = [np.log(_both(guide, view) + _LEAST).mean(1) for guide in self.guides for view in views]
         judged = _both(self.judge, pixels)
         return Scores(
-            guided=np.sqrt(guided.prod(1)),
+            guided=np.exp(np.mean(guided, axis=0)),
             hybrid=np.sqrt(judged.prod(1)),
             bird=judged[:, 0],
             horse=judged[:, 1],
@@ -232,7 +249,7 @@ class Jury:
 
 
 def choose(scores: Scores, count: int, most_distant: float) -> np.ndarray:
-    """The candidates that the guide takes for both the most, of those no farther from real images than asked."""
+    """The candidates that the guides take for both the most, of those no farther from real images than asked."""
     order = np.argsort(-np.where(scores.distance <= most_distant, scores.guided, -1.0), kind="stable")
     return order[:count]
 
@@ -242,7 +259,6 @@ def _mean_distance(rows: np.ndarray) -> float:
     return float(scipy.spatial.distance.pdist(np.float64(rows)).mean())
 
 
-def _both(net: Any, pixels: np.ndarray) -> np.ndarray:
-    """[n, 2]: calibrated probabilities of bird and of horse, which need not sum to one."""
-    logits = read(net, pixels)[1][:, [BIRD, HORSE]].astype(np.float64)
-    return 1 / (1 + np.exp(-logits))
+def _both(net: FeatureNet, pixels: np.ndarray) -> np.ndarray:
+    """[n, 2]: calibrated probabilities of bird and of horse."""
+    return np.asarray(net.probabilities(jnp.asarray(read(net, pixels)[1])), np.float64)[:, _BOTH]

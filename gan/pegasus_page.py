@@ -30,21 +30,22 @@ _LOG = "tried.jsonl"
 _MAIN = ("h", "h_above_half", "h_most", "h_guide", "kid", "precision", "distance", "diversity")
 PROTOCOL = (
     "h: sqrt(p_bird p_horse) by {judge} (calibrated, one-vs-rest), which guided nothing and chose nothing; mean, share "
-    "at least 0.5, and largest. h_guide: by {guide}, which guided the optimisation and chose the images that are "
-    "shown. Features of cifar10_cnn, against the 10,000 training images of birds and horses: kid (kid_of_real: that "
-    "of test birds and horses), precision, and distance: mean distance of an image to its 5 nearest training images, "
-    "median over images, where real test images have 1. diversity: mean distance between two images, where real ones "
-    "have 1. Every set has {count} images with seed {seed}, unselected; chosen images are the ones with the highest "
-    "h_guide among those of distance at most {distance:g}."
+    "at least 0.5, and largest. h_guide: by {guides} (geometric mean over them and over 8 views of an image, shifted "
+    "and mirrored), which guided the optimisation and chose the images that are shown. Features of cifar10_cnn, "
+    "against the 10,000 training images of birds and horses: kid (kid_of_real: that of test birds and horses), "
+    "precision, and distance: mean distance of an image to its 5 nearest training images, median over images, where "
+    "real test images have 1. diversity: mean distance between two images, where real ones have 1. Every set has "
+    "{count} images with seed {seed}, unselected; chosen images are the ones with the highest h_guide among those of "
+    "distance at most {distance:g}."
 )
 DISCUSSION = (
     "No image of the data is both a bird and a horse, so nothing can learn what one looks like; each route asks for it "
     "where the model has to generalise. mixed asks between two rows of the generator's conditional norms: what both "
     "classes share (background, pose, colour) stays, what differs is averaged in every layer. optimised stays on what "
-    "the generator can make, and looks there for what the guide takes for both; the guide's own blind spots are its "
-    "danger, which is why another network, of another architecture, judges. interpolated mixes two real images in "
-    "latents whose mixtures a critic was trained to find nothing in; it is faithful to its two images, and as blurred "
-    "as an autoencoder.",
+    "the generator can make, and looks there for what the guides take for both; their own blind spots are its danger, "
+    "which is why there are two of them, and why another network, of another architecture, judges. interpolated mixes "
+    "two real images in latents whose mixtures a critic was trained to find nothing in; it is faithful to its two "
+    "images, and as blurred as an autoencoder.",
     "H alone is easily fooled: pixel blends of a bird and a horse are a control for that. So an image has to be near "
     "the data too, by the features of a third network, and images are chosen without the judge.",
 )
@@ -71,7 +72,7 @@ def write(
     runs: Sequence[tuple[RunFolder, Config | AutoencoderConfig]], options: Pegasus, say: Callable[[str], None]
 ) -> str:
     """Writes best.png, batch64.png, candidates.png, pegasus.json and index.html to options.out; returns a summary."""
-    jury = Jury(options.guide, options.judge)
+    jury = Jury(options.guides, options.judge)
     out = options.out
     made: list[Made] = []
     controls, models = _controls(options), {}
@@ -139,8 +140,8 @@ def _of_generator(folder: RunFolder, config: Config, options: Pegasus) -> tuple[
     found = [
         (
             "optimised",
-            f"{name}, {options.steps} steps towards {options.guide}",
-            pegasus.optimised(trained, classes, options.guide, count, seed, options.steps),
+            f"{name}, {options.steps} steps towards {' and '.join(options.guides)}",
+            pegasus.optimised(trained, classes, options.guides, count, seed, options.steps),
         )
     ]
     if classes is not None:
@@ -174,7 +175,7 @@ def _best(route: Route) -> dict[str, Any]:
 def _told(best: dict[str, Any]) -> str:
     return (
         f"{best['route']} number {best['index']}: H {best['h']:.2f} (bird {best['bird']:.2f}, horse "
-        f"{best['horse']:.2f}; by the guide {best['h_guide']:.2f}), distance {best['distance']:.2f} times that of "
+        f"{best['horse']:.2f}; by the guides {best['h_guide']:.2f}), distance {best['distance']:.2f} times that of "
         "real images"
     )
 
@@ -188,7 +189,7 @@ def _figures(
     figures = [
         (
             _write(out / "best.png", pair[:1], least_height_px=256),
-            f"The chosen image of the route with the highest guide's H: {_told(_best(winner))}.",
+            f"The chosen image of the route with the highest guides' H: {_told(_best(winner))}.",
         ),
         (
             _write(out / "best_neighbour.png", pair, least_height_px=256),
@@ -233,7 +234,11 @@ def _diagram(out: Path, name: str, model: Gan) -> tuple[Path, str]:
 
 def _protocol(options: Pegasus) -> str:
     return PROTOCOL.format(
-        judge=options.judge, guide=options.guide, count=options.count, seed=options.seed, distance=options.most_distant
+        judge=options.judge,
+        guides=" and ".join(options.guides),
+        count=options.count,
+        seed=options.seed,
+        distance=options.most_distant,
     )
 
 
@@ -274,7 +279,7 @@ def _page(
         page.text(text)
     page.heading("What was tried")
     page.table(
-        ["", "when", "runs", "N", "route", "H", "H by the guide", "distance", "change of the best H"],
+        ["", "when", "runs", "N", "route", "H", "H by the guides", "distance", "change of the best H"],
         [
             [str(i + 1), row["utc"], ", ".join(row["runs"]), str(row["n"]), row["route"], number(row["h"]),
              number(row["h_guide"]), number(row["distance"]),

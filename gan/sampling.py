@@ -50,15 +50,15 @@ def compile_generator(model: Gan, mesh: Mesh, block: int = _BLOCK) -> Generate:
     def generate(variables: Any, z: np.ndarray, y: np.ndarray | None) -> np.ndarray:
         variables, made = place(variables, mesh), []
         for first in range(0, len(z), rows):
-            given = {"z": _block(z, first, rows)} | ({} if y is None else {"y": _block(y, first, rows)})
+            given = {"z": filled(z, first, rows)} | ({} if y is None else {"y": filled(y, first, rows)})
             made.append(fetch(apply((), variables, place(given, mesh, P(DATA)))[1]))
         return np.concatenate(made)[: len(z)]
 
     return generate
 
 
-def _block(x: np.ndarray, first: int, rows: int) -> np.ndarray:
-    """Rows `first`, `first` + 1, ...; the last one is repeated where they end."""
+def filled(x: np.ndarray, first: int, rows: int) -> np.ndarray:
+    """`rows` rows from `first` on; the last one is repeated where they end."""
     part = x[first : first + rows]
     return np.concatenate([part, np.repeat(part[-1:], rows - len(part), axis=0)])
 

@@ -40,7 +40,7 @@ def scores(guided, distance):
     return Scores(np.array(guided), zeros, zeros, zeros, np.array(distance), zeros.astype(int), zeros[:, None])
 
 
-def test_only_what_is_near_real_images_is_chosen_and_by_the_guide_alone():
+def test_only_what_is_near_real_images_is_chosen_and_by_the_guides_alone():
     found = scores([0.9, 0.2, 0.8, 0.5], [3.0, 1.0, 1.4, 0.5])
     assert choose(found, 3, 1.5).tolist() == [2, 3, 1]
     assert choose(found, 1, 9.0).tolist() == [0]
@@ -109,10 +109,10 @@ def write_autoencoder(path, config, facts):
     [
         ("pegasus", "needs the folders of runs"),
         ("pegasus absent", "absent is not a run folder"),
-        ("pegasus digits --guide cifar10_judge_b", "guide and judge are the same"),
+        ("pegasus digits --guides cifar10_vgg cifar10_judge_b", "cifar10_judge_b is guide and judge"),
         ("pegasus digits --steps 0", "steps at least 1"),
         ("pegasus digits --out P.png", "it must be a folder"),
-        ("pegasus digits --guide cifar10_cnn", "cifar10_cnn"),
+        ("pegasus digits --guides cifar10_cnn", "cifar10_cnn"),
     ],
 )
 def test_refused(here, line, message):

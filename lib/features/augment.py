@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def augment(images: jax.Array, keys: jax.Array, *, shift_px: int, flip: bool, cutout_px: int, fill: int) -> jax.Array:
-    """Shifted, mirrored and partly covered images: uint8 [b, h, w, c] -> uint8 [b, h, w, c].
+    """Shifted, mirrored and partly covered images: [b, h, w, c] -> [b, h, w, c], uint8, or float where none is covered.
 
     Shifts are up to `shift_px` in each direction, what comes in repeats the border; a square of `cutout_px` whose
     centre may be anywhere becomes `fill` (0: none).

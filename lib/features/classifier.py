@@ -211,9 +211,8 @@ def load_predictor(name: str) -> tuple[Callable[[Any, jax.Array], jax.Array], An
     Of the judges they are one-vs-rest and need not sum to one. Images are uint8, or float in [-1, 1]; then the
     function is differentiable in them.
     """
-    net, design = load(name), read_design(FOLDER / f"{name}.safetensors")
-    squash = jax.nn.sigmoid if design.head == "sigmoid" else jax.nn.softmax
-    return lambda params, images: squash(net.apply(params, images).logits), net.params
+    net = load(name)
+    return lambda params, images: net.probabilities(net.apply(params, images).logits), net.params
 
 
 def read(path: Path, name: str | None = None) -> FeatureNet:
@@ -244,6 +243,7 @@ def read(path: Path, name: str | None = None) -> FeatureNet:
         sizes_px=(size,),
         weights_sha256=found.sha256,
         preprocessing=f"none but (pixel - {design.zero}) / {PIXEL_SCALE:g} at {size} x {size}",
+        one_vs_rest=design.head == "sigmoid",
     )
 
 

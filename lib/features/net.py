@@ -41,6 +41,12 @@ class FeatureNet:
     """of the bytes of its weight file: two scores compare only if this is the same"""
     preprocessing: str
     """what it does to pixels, for the protocol of a score"""
+    one_vs_rest: bool = False
+    """whether each class has a sigmoid of its own, so that an image can be of several; else a softmax over all"""
+
+    def probabilities(self, logits: jax.Array) -> jax.Array:
+        """[..., classes] of logits [..., classes]."""
+        return jax.nn.sigmoid(logits) if self.one_vs_rest else jax.nn.softmax(logits)
 
 
 def outputs(
