@@ -2,7 +2,7 @@
 
 Routes, each from trained runs: `mixed`, a conditional generator whose class is a mixture of both; `optimised`, latents
 and mixtures of a generator moved towards what guiding classifiers take for both; `interpolated`, latents of a bird
-and of a horse mixed by an autoencoder whose critic could not tell such mixtures from data.
+and of a horse mixed by an autoencoder whose critic could not tell such mixtures from data; `moved`, these optimised.
 
 The judge is one-vs-rest and calibrated, so that an image can be both. H = sqrt(p_bird p_horse) (geometric mean).
 What is a copy, and what is no image of CIFAR-10, is measured in the features of a third network.
@@ -24,7 +24,6 @@ from jax.scipy.special import logit
 from jax.sharding import PartitionSpec as P
 
 from gan.acai_experiment import Trained as Autoencoder
-from gan.model import Gan
 from gan.sampling import Trained, compile_generator, filled, latents
 from lib import features, images
 from lib.data import load_labelled
@@ -43,8 +42,8 @@ _MIXTURES = np.linspace(0.3, 0.7, 5)  # share of the horse
 _SPREAD, _BATCH = 500, 256
 _LR = 0.05
 _LEAST = 1e-6  # probability that a logarithm is taken of
-_VIEWS = 8
-_PRIOR = 0.05  # of half the squared distance of a latent's mean square from 1, per dimension
+_VIEWS = 4
+_PRIOR, _NEAR = 0.05, 0.1  # weights of what keeps latents where a model knows them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,69 +71,51 @@ def mixed(trained: Trained, classes: tuple[int, int], count: int, seed: int) -> 
 def optimised(
     trained: Trained, classes: tuple[int, int] | None, guides: Sequence[str], count: int, seed: int, steps: int
 ) -> Candidates:
-    """Adam on latents, and on the mixture of classes where there are any, all steps in one program.
+    """Latents of a generator that the guides take for both, kept about as long as N(0, 1) makes them.
 
-    What is maximised is the guides' mean log p_bird + log p_horse, each image shifted and mirrored anew in every step,
-    less what keeps a latent about as long as N(0, 1) makes it.
+    Of a conditional one also the mixtures of classes are found.
     """
-    predictors, params = zip(*(load_predictor(name) for name in guides), strict=True)
-    mesh, size = local_mesh(), min(_BATCH, count)
-    size = -(-size // mesh.size) * mesh.size
-    how = "jit" if mesh.size == 1 else "shard_map"
-    body = _optimiser(trained.model, classes, predictors, steps)
-    run = compile_step(body, mesh, how, in_specs=(P(), P(), P(DATA)), out_specs=(P(), P(DATA)))
-    frozen = place((trained.variables, params, jax.random.key(seed)), mesh)
-    given = {"z": latents(trained.model, seed, count), "share": _shares(count), "row": np.arange(count)}
-    made = []
-    for first in range(0, count, size):
-        block = {name: filled(rows, first, size) for name, rows in given.items()}
-        made.append(fetch(run((), frozen, place(block, mesh, P(DATA)))[1]))
-    pixels, shares = (np.concatenate(rows)[:count] for rows in zip(*made, strict=True))
-    return Candidates(images.to_uint8(pixels), shares)
+    model = trained.model
 
-
-def _optimiser(model: Gan, classes: tuple[int, int] | None, predictors: Sequence[Callable], steps: int) -> Callable:
-    tx = optax.adam(_LR)
-
-    def generated(state: dict[str, jax.Array], variables: Any) -> jax.Array:
+    def generate(variables: Any, found: dict[str, jax.Array], fixed: dict[str, jax.Array]) -> jax.Array:
         y = None
         if classes is not None:
-            share = jax.nn.sigmoid(state["mixture"])[:, None]
+            share = jax.nn.sigmoid(found["mixture"])[:, None]
             rows = jax.nn.one_hot(jnp.asarray(classes), model.classes)
             y = (1 - share) * rows[0] + share * rows[1]
-        return model.generate(variables, state["z"], y, train=False)[0]
+        return model.generate(variables, found["z"], y, train=False)[0]
 
-    def loss(state: dict[str, jax.Array], variables: Any, params: Any, keys: jax.Array) -> jax.Array:
-        x = _view(generated(state, variables), keys)
-        both = [predict(p, x)[:, jnp.array(_BOTH)] for predict, p in zip(predictors, params, strict=True)]
-        wanted = jnp.log(jnp.stack(both) + _LEAST).sum(2).mean(0)
-        long = jnp.mean(state["z"] ** 2, 1) - 1
-        return jnp.sum(_PRIOR * model.latent / 2 * long**2 - wanted)
+    def unlikely(found: dict[str, jax.Array]) -> jax.Array:
+        return _PRIOR * model.latent / 2 * (jnp.mean(found["z"] ** 2, 1) - 1) ** 2
 
-    def run(nothing: tuple, frozen: Any, given: dict[str, jax.Array]) -> tuple[tuple, Any]:
-        variables, params, key = varying(frozen)
-        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(given["row"])
-        state = {"z": given["z"], "mixture": logit(given["share"])}
-
-        def step(carry: Any, i: jax.Array) -> tuple[Any, None]:
-            state, memory = carry
-            grads = jax.grad(loss)(state, variables, params, jax.vmap(lambda key: jax.random.fold_in(key, i))(keys))
-            updates, memory = tx.update(grads, memory, state)
-            return (optax.apply_updates(state, updates), memory), None
-
-        (state, _), _ = jax.lax.scan(step, (state, varying(tx.init(state))), jnp.arange(steps))
-        return nothing, (generated(state, variables), jax.nn.sigmoid(state["mixture"]))
-
-    return run
-
-
-def _view(pixels: jax.Array, keys: jax.Array) -> jax.Array:
-    """[n, h, w, c] as the classifiers saw images in their training, [n] keys: a little shifted, maybe mirrored."""
-    return augment(pixels, keys, shift_px=2, flip=True, cutout_px=0, fill=0)
+    start = {"z": latents(model, seed, count), "mixture": np.asarray(logit(_shares(count)))}
+    made, found = _search(generate, unlikely, trained.variables, start, {}, guides, seed, steps)
+    return Candidates(images.to_uint8(made), np.asarray(jax.nn.sigmoid(found["mixture"])))
 
 
 def interpolated(trained: Autoencoder, count: int, seed: int) -> Candidates:
     """Latents of a test image of a bird and of one of a horse, mixed in straight lines."""
+    z, shares = _between(trained, count, seed)
+    return Candidates(images.to_uint8(trained.decode(z)), shares)
+
+
+def moved(trained: Autoencoder, guides: Sequence[str], count: int, seed: int, steps: int) -> Candidates:
+    """The latents of `interpolated` moved to what the guides take for both, kept near to where they were."""
+    z, shares = _between(trained, count, seed)
+    size, scale = z[0].size, float(z.std())
+
+    def generate(params: Any, found: dict[str, jax.Array], fixed: dict[str, jax.Array]) -> jax.Array:
+        return trained.model.decode(params, fixed["z"] + scale * found["way"])
+
+    def unlikely(found: dict[str, jax.Array]) -> jax.Array:
+        return _NEAR * size / 2 * jnp.mean(found["way"] ** 2, (1, 2, 3))
+
+    made, _ = _search(generate, unlikely, trained.params, {"way": np.zeros_like(z)}, {"z": z}, guides, seed, steps)
+    return Candidates(images.to_uint8(made.clip(-1, 1)), shares)
+
+
+def _between(trained: Autoencoder, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(latents [count, w, w, channels], shares [count]) on straight lines from a bird to a horse, both test images."""
     rng = np.random.Generator(np.random.Philox(seed))
     ends = []
     for label in (BIRD, HORSE):
@@ -142,7 +123,61 @@ def interpolated(trained: Autoencoder, count: int, seed: int) -> Candidates:
         ends.append(trained.encode(rows[rng.integers(len(rows), size=count)]))
     shares = _shares(count)
     weight = shares[:, None, None, None]
-    return Candidates(images.to_uint8(trained.decode((1 - weight) * ends[0] + weight * ends[1])), shares)
+    return (1 - weight) * ends[0] + weight * ends[1], shares
+
+
+def _search(
+    generate: Callable[[Any, Any, Any], jax.Array],
+    unlikely: Callable[[Any], jax.Array],
+    variables: Any,
+    start: dict[str, np.ndarray],
+    fixed: dict[str, np.ndarray],
+    guides: Sequence[str],
+    seed: int,
+    steps: int,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(images, found): Adam from `start` on, all steps in one program; rows are independent of each other.
+
+    What is maximised is the guides' mean log p_bird + log p_horse of generate(variables, found, fixed), each image
+    shifted and mirrored anew in every step, less unlikely(found) [n].
+    """
+    predictors, params = zip(*(load_predictor(name) for name in guides), strict=True)
+    tx = optax.adam(_LR)
+
+    def loss(found: Any, fixed: Any, variables: Any, params: Any, keys: jax.Array) -> jax.Array:
+        x = _view(generate(variables, found, fixed), keys)
+        both = [predict(p, x)[:, jnp.array(_BOTH)] for predict, p in zip(predictors, params, strict=True)]
+        return jnp.sum(unlikely(found) - jnp.log(jnp.stack(both) + _LEAST).sum(2).mean(0))
+
+    def body(nothing: tuple, frozen: Any, given: dict[str, Any]) -> tuple[tuple, Any]:
+        variables, params, key = varying(frozen)
+        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(given["row"])
+
+        def step(carry: Any, i: jax.Array) -> tuple[Any, None]:
+            found, memory = carry
+            now = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
+            updates, memory = tx.update(jax.grad(loss)(found, given["fixed"], variables, params, now), memory, found)
+            return (optax.apply_updates(found, updates), memory), None
+
+        found, memory = given["start"], varying(tx.init(given["start"]))
+        (found, _), _ = jax.lax.scan(step, (found, memory), jnp.arange(steps))
+        return nothing, (generate(variables, found, given["fixed"]), found)
+
+    count, mesh = len(next(iter(start.values()))), local_mesh()
+    size = -(-min(_BATCH, count) // mesh.size) * mesh.size
+    how = "jit" if mesh.size == 1 else "shard_map"
+    run = compile_step(body, mesh, how, in_specs=(P(), P(), P(DATA)), out_specs=(P(), P(DATA)))
+    frozen = place((variables, params, jax.random.key(seed)), mesh)
+    given, blocks = {"start": start, "fixed": fixed, "row": np.arange(count)}, []
+    for first in range(0, count, size):
+        block = jax.tree.map(lambda rows: filled(rows, first, size), given)  # noqa: B023
+        blocks.append(fetch(run((), frozen, place(block, mesh, P(DATA)))[1]))
+    return jax.tree.map(lambda *rows: np.concatenate(rows)[:count], *blocks)
+
+
+def _view(pixels: jax.Array, keys: jax.Array) -> jax.Array:
+    """[n, h, w, c] as the classifiers saw images in their training, [n] keys: a little shifted, maybe mirrored."""
+    return augment(pixels, keys, shift_px=2, flip=True, cutout_px=0, fill=0)
 
 
 def blended(count: int, seed: int) -> Candidates:

@@ -30,7 +30,7 @@ _LOG = "tried.jsonl"
 _MAIN = ("h", "h_above_half", "h_most", "h_guide", "kid", "precision", "distance", "diversity")
 PROTOCOL = (
     "h: sqrt(p_bird p_horse) by {judge} (calibrated, one-vs-rest), which guided nothing and chose nothing; mean, share "
-    "at least 0.5, and largest. h_guide: by {guides} (geometric mean over them and over 8 views of an image, shifted "
+    "at least 0.5, and largest. h_guide: by {guides} (geometric mean over them and over 4 views of an image, shifted "
     "and mirrored), which guided the optimisation and chose the images that are shown. Features of cifar10_cnn, "
     "against the 10,000 training images of birds and horses: kid (kid_of_real: that of test birds and horses), "
     "precision, and distance: mean distance of an image to its 5 nearest training images, median over images, where "
@@ -45,7 +45,8 @@ DISCUSSION = (
     "the generator can make, and looks there for what the guides take for both; their own blind spots are its danger, "
     "which is why there are two of them, and why another network, of another architecture, judges. interpolated mixes "
     "two real images in latents whose mixtures a critic was trained to find nothing in; it is faithful to its two "
-    "images, and as blurred as an autoencoder.",
+    "images, and as blurred as an autoencoder. moved begins with these mixtures, which are images already, and follows "
+    "the guides from there, not far.",
     "H alone is easily fooled: pixel blends of a bird and a horse are a control for that. So an image has to be near "
     "the data too, by the features of a third network, and images are chosen without the judge.",
 )
@@ -80,9 +81,12 @@ def write(
         name = folder.path.name
         say(f"{name}: {options.count} candidates of each route")
         if isinstance(config, AutoencoderConfig):
-            candidates = pegasus.interpolated(acai_experiment.open_run(config, folder), options.count, options.seed)
+            trained = acai_experiment.open_run(config, folder)
+            candidates = pegasus.interpolated(trained, options.count, options.seed)
             if config.autoencoder.critic:
                 made.append(("interpolated", f"ACAI, {name}", candidates))
+                moved = pegasus.moved(trained, options.guides, options.count, options.seed, options.steps)
+                made.append(("moved", f"ACAI, {name}, {_towards(options)}", moved))
             else:
                 controls["autoencoder_blends"] = candidates.pixels
         else:
@@ -140,13 +144,17 @@ def _of_generator(folder: RunFolder, config: Config, options: Pegasus) -> tuple[
     found = [
         (
             "optimised",
-            f"{name}, {options.steps} steps towards {' and '.join(options.guides)}",
+            f"{name}, {_towards(options)}",
             pegasus.optimised(trained, classes, options.guides, count, seed, options.steps),
         )
     ]
     if classes is not None:
         found.insert(0, ("mixed", f"{name}, classes mixed", pegasus.mixed(trained, classes, count, seed)))
     return found, trained.model
+
+
+def _towards(options: Pegasus) -> str:
+    return f"{options.steps} steps towards {' and '.join(options.guides)}"
 
 
 def _controls(options: Pegasus) -> dict[str, np.ndarray]:

@@ -129,10 +129,10 @@ def test_from_runs_to_the_page(here, tmp_path, data_folder):
     plain = replace(small, autoencoder=replace(small.autoencoder, critic=False))
     write_autoencoder(tmp_path / "plain", plain, Facts((32, 32, 3), 50_000, 10))
     for _ in range(2):
-        code, out, err = here("pegasus sngan acai plain --out P --count 64 --steps 2")
+        code, out, err = here("pegasus sngan acai plain --out P --count 64 --steps 2 --guides cifar10_judge_a")
         assert code == 0, err
     record = json.loads(Path("P/pegasus.json").read_text())
-    assert set(record["routes"]) == {"mixed", "optimised", "interpolated"} and record["n"] == 64
+    assert set(record["routes"]) == {"mixed", "optimised", "interpolated", "moved"} and record["n"] == 64
     numbers = record["numbers"]
     for name in (*record["routes"], "real_birds", "real_horses", "pixel_blends", "autoencoder_blends"):
         assert 0 <= numbers[f"{name}.h"] <= 1 and numbers[f"{name}.kid_of_real"] < 0.1
