@@ -15,7 +15,7 @@ _ROW, _BOX = 0.42, 0.3  # inches
 
 
 class Part(NamedTuple):
-    """One module inside another."""
+    """One module inside another, or an array of its own: such a one has no inputs, and its shape as outputs."""
 
     kind: str
     inputs: str
@@ -24,7 +24,10 @@ class Part(NamedTuple):
 
 
 def parts(module: nn.Module, *inputs: Any) -> list[Part]:
-    """The modules that `module(*inputs)` calls directly, in the order of their calls; computes nothing."""
+    """The modules that `module(*inputs)` calls directly, in the order of their calls, then the arrays of its own.
+
+    Computes nothing.
+    """
     found: dict[str, tuple[str, str, str]] = {}  # a module that is made of another one in its own place counts once
 
     def record(call: Any, args: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
@@ -36,14 +39,22 @@ def parts(module: nn.Module, *inputs: Any) -> list[Part]:
 
     with nn.intercept_methods(record):
         made = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))
-    return [
-        Part(kind, given, outputs, sum(leaf.size for leaf in jax.tree.leaves(made["params"].get(name, {}))))
+    params = nn.meta.unbox(made["params"])
+    modules = [
+        Part(kind, given, outputs, sum(leaf.size for leaf in jax.tree.leaves(params.get(name, {}))))
         for name, (kind, given, outputs) in found.items()
     ]
+    own = [Part(name, "", _product(x.shape), x.size) for name, x in params.items() if hasattr(x, "shape")]
+    return modules + own
 
 
 def _shape(x: Any) -> str:
-    return "×".join(map(str, x.shape[1:])) if hasattr(x, "shape") else ""
+    """Of one example."""
+    return _product(x.shape[1:]) if hasattr(x, "shape") else ""
+
+
+def _product(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
 
 
 def draw(path: Path, columns: Mapping[str, Sequence[Part]]) -> Path:
@@ -56,6 +67,10 @@ def draw(path: Path, columns: Mapping[str, Sequence[Part]]) -> Path:
         for i, part in enumerate(column):
             color = plot.COLORS[sorted({p.kind for p in column}).index(part.kind) % len(plot.COLORS)]
             box = {"boxstyle": "round,pad=0.35", "facecolor": color, "alpha": 0.18, "edgecolor": color}
-            text = f"{part.kind}  {part.inputs} → {part.outputs}   {part.parameters:,}"
+            shapes = f"{part.inputs} → {part.outputs}" if part.inputs else part.outputs
+            text = f"{part.kind}  {shapes}   {part.parameters:,}"
             ax.text(0.5, _ROW * i + _BOX / 2, text, ha="center", va="center", fontsize=8, bbox=box)
+            if i and part.inputs:
+                ends = {"xy": (0.5, _ROW * i - 0.01), "xytext": (0.5, _ROW * (i - 1) + _BOX + 0.01)}
+                ax.annotate("", **ends, arrowprops={"arrowstyle": "->", "color": "0.5", "linewidth": 0.8})
     return plot.save(figure, path)

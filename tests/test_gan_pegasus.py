@@ -72,6 +72,14 @@ def test_the_parts_of_a_model_are_its_modules():
     assert found[-1].outputs.startswith("8×8×")
 
 
+def test_arrays_of_its_own_are_parts_too():
+    model = experiment.build_model(BIRDS_AND_HORSES, Facts((32, 32, 3), 100, 2))
+    found = diagram.parts(model.critic, jnp.zeros((2, 32, 32, 3)), jnp.zeros((2, 2)), True)
+    counted = sum(leaf.size for leaf in jax.tree.leaves(model.init(jax.random.key(0))["critic"]["params"]))
+    assert sum(part.parameters for part in found) == counted
+    assert found[-1] == ("embedding", "", "2×4", 8)
+
+
 def test_the_diagram_is_a_picture(tmp_path):
     model = experiment.build_model(BIRDS_AND_HORSES, Facts((32, 32, 3), 100, 2))
     x, y = jnp.zeros((2, 32, 32, 3)), jnp.zeros((2, 2))
