@@ -1,4 +1,4 @@
-"""A pegasus: an image that is a bird and a horse, by three routes, judged by a classifier that guided none of them.
+"""A pegasus: an image that is a bird and a horse, by several routes, judged by a classifier that guided none of them.
 
 Routes, each from trained runs: `mixed`, a conditional generator whose class is a mixture of both; `optimised`, latents
 and mixtures of a generator moved towards what guiding classifiers take for both; `interpolated`, latents of a bird
@@ -21,10 +21,9 @@ import numpy as np
 import optax
 import scipy.spatial.distance
 from jax.scipy.special import logit
-from jax.sharding import PartitionSpec as P
 
 from gan.acai_experiment import Trained as Autoencoder
-from gan.sampling import Trained, compile_generator, filled, latents
+from gan.sampling import Trained, compile_generator, compile_rows, latents
 from lib import features, images
 from lib.data import load_labelled
 from lib.features.augment import augment
@@ -33,7 +32,7 @@ from lib.features.net import FeatureNet
 from lib.judge import read
 from lib.metrics import kernel
 from lib.metrics.manifold import compare, nearest
-from lib.shard import DATA, compile_step, fetch, local_mesh, place, varying
+from lib.shard import local_mesh, varying
 
 BIRD, HORSE = _BOTH = 2, 7  # of CIFAR-10
 FEATURES = "cifar10_cnn"
@@ -149,8 +148,8 @@ def _search(
         both = [predict(p, x)[:, jnp.array(_BOTH)] for predict, p in zip(predictors, params, strict=True)]
         return jnp.sum(unlikely(found) - jnp.log(jnp.stack(both) + _LEAST).sum(2).mean(0))
 
-    def body(nothing: tuple, frozen: Any, given: dict[str, Any]) -> tuple[tuple, Any]:
-        variables, params, key = varying(frozen)
+    def body(shared: Any, given: dict[str, Any]) -> tuple[jax.Array, Any]:
+        variables, params, key = varying(shared)
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(given["row"])
 
         def step(carry: Any, i: jax.Array) -> tuple[Any, None]:
@@ -161,18 +160,12 @@ def _search(
 
         found, memory = given["start"], varying(tx.init(given["start"]))
         (found, _), _ = jax.lax.scan(step, (found, memory), jnp.arange(steps))
-        return nothing, (generate(variables, found, given["fixed"]), found)
+        return generate(variables, found, given["fixed"]), found
 
-    count, mesh = len(next(iter(start.values()))), local_mesh()
-    size = -(-min(_BATCH, count) // mesh.size) * mesh.size
-    how = "jit" if mesh.size == 1 else "shard_map"
-    run = compile_step(body, mesh, how, in_specs=(P(), P(), P(DATA)), out_specs=(P(), P(DATA)))
-    frozen = place((variables, params, jax.random.key(seed)), mesh)
-    given, blocks = {"start": start, "fixed": fixed, "row": np.arange(count)}, []
-    for first in range(0, count, size):
-        block = jax.tree.map(lambda rows: filled(rows, first, size), given)  # noqa: B023
-        blocks.append(fetch(run((), frozen, place(block, mesh, P(DATA)))[1]))
-    return jax.tree.map(lambda *rows: np.concatenate(rows)[:count], *blocks)
+    count = len(next(iter(start.values())))
+    run = compile_rows(body, local_mesh(), min(_BATCH, count))
+    given = {"start": start, "fixed": fixed, "row": np.arange(count)}
+    return run((variables, params, jax.random.key(seed)), given)
 
 
 def _view(pixels: jax.Array, keys: jax.Array) -> jax.Array:

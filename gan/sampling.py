@@ -39,25 +39,40 @@ Generate = Callable[[Any, np.ndarray, np.ndarray | None], np.ndarray]
 
 def compile_generator(model: Gan, mesh: Mesh, block: int = _BLOCK) -> Generate:
     """`generate(variables, z [n, latent], y [n, classes] | None) -> [n, *shape]`, blocks spread over the mesh."""
+
+    def body(variables: Any, given: dict[str, Any]) -> jax.Array:
+        return model.generate(variables, given["z"], given["y"], train=False)[0]
+
+    run = compile_rows(body, mesh, block)
+    return lambda variables, z, y: run(variables, {"z": z, "y": y})
+
+
+def compile_rows(body: Callable[[Any, Any], Any], mesh: Mesh, block: int) -> Callable[[Any, Any], Any]:
+    """`run(shared, given)`: `body` of a tree of arrays [n, ...], rows independent of each other; a tree of such arrays.
+
+    One program for all blocks of `block` rows, spread over the mesh; `shared` is whole on every device.
+    """
     rows = -(-block // mesh.size) * mesh.size
-
-    def body(nothing: tuple, variables: Any, given: Any) -> tuple[tuple, jax.Array]:
-        return nothing, model.generate(variables, given["z"], given.get("y"), train=False)[0]
-
     how = "jit" if mesh.size == 1 else "shard_map"
-    apply = compile_step(body, mesh, how, in_specs=(P(), P(), P(DATA)), out_specs=(P(), P(DATA)))
+    apply = compile_step(
+        lambda nothing, shared, given: (nothing, body(shared, given)),
+        mesh,
+        how,
+        in_specs=(P(), P(), P(DATA)),
+        out_specs=(P(), P(DATA)),
+    )
 
-    def generate(variables: Any, z: np.ndarray, y: np.ndarray | None) -> np.ndarray:
-        variables, made = place(variables, mesh), []
-        for first in range(0, len(z), rows):
-            given = {"z": filled(z, first, rows)} | ({} if y is None else {"y": filled(y, first, rows)})
-            made.append(fetch(apply((), variables, place(given, mesh, P(DATA)))[1]))
-        return np.concatenate(made)[: len(z)]
+    def run(shared: Any, given: Any) -> Any:
+        shared, count, made = place(shared, mesh), len(jax.tree.leaves(given)[0]), []
+        for first in range(0, count, rows):
+            here = jax.tree.map(lambda x: _filled(x, first, rows), given)  # noqa: B023
+            made.append(fetch(apply((), shared, place(here, mesh, P(DATA)))[1]))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *made)
 
-    return generate
+    return run
 
 
-def filled(x: np.ndarray, first: int, rows: int) -> np.ndarray:
+def _filled(x: np.ndarray, first: int, rows: int) -> np.ndarray:
     """`rows` rows from `first` on; the last one is repeated where they end."""
     part = x[first : first + rows]
     return np.concatenate([part, np.repeat(part[-1:], rows - len(part), axis=0)])
