@@ -20,11 +20,10 @@ from stylize.vgg import LossNetwork
 
 PROTOCOL = (
     "Movies: CLIP_STYLE.E_warp is the mean squared difference (pixels in [0, 1]) of each frame to the next one brought "
-    "to its place, where the motion is reliable (reliable_share: of the pixels); motion of the input by Farneback's "
-    "method, while the network's memory uses DIS. E_warp_agreed: only where both find the same to less than a pixel, "
-    "which leaves out smooth surfaces whose motion the frames do not tell. E_warp_5: five frames apart. Pairs with a "
-    "cut between them do not count. CLIP_STYLE.per_frame: the same network without its memory. CLIP.input: the clip "
-    "itself. objective, style, content: of every tenth frame."
+    "to its place, where the motion is reliable (reliable_share: of the pixels); motion of the input by TV-L1, while "
+    "the network's memory uses DIS. E_warp_agreed: only where both find the same to less than a pixel. E_warp_5: five "
+    "frames apart. Pairs with a cut between them do not count. CLIP_STYLE.per_frame: the same network without its "
+    "memory. CLIP.input: the clip itself. All of every tenth frame, also objective, style and content."
 )
 _EVERY, _FAR = 10, 5
 _SHOWN_PX = 400
@@ -65,7 +64,7 @@ def evaluate(
     numbers: dict[str, float] = {}
     for gap, checks in ((1, {"": None, "_agreed": dis}), (_FAR, {f"_{_FAR}": None})):
         read = [_images(source) for source in sources.values()]
-        errors = warping_errors(read, _images(path), checks=list(checks.values()), gap=gap)
+        errors = warping_errors(read, _images(path), checks=list(checks.values()), gap=gap, every=_EVERY)
         for label, found in zip(checks, errors, strict=True):
             numbers |= {f"{key}.E_warp{label}": one.error for key, one in zip(sources, found, strict=True)}
             numbers[f"{name}.input.reliable_share{label}"] = found[0].reliable_share

@@ -10,10 +10,12 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from skimage.registration import optical_flow_tvl1
 
 from lib.images import to_uint8
 from lib.process import UserError
@@ -22,7 +24,9 @@ Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _FADING_PX = 2.0  # standard deviation
 _CUT = 0.2  # of the pixels have a way back; in the films at hand at most 0.08 at a cut, at least 0.49 within a scene
+_SAME = 0.04  # root of the mean squared difference of colours, 5 of 255 levels: noise and compression
 _MIN_DIS_PX = 16  # below it OpenCV 5.0 refuses, returns NaN or, where the image is wide, crashes
+_MIN_TVL1_PX = 2  # for a slope
 
 
 class WarpingError(NamedTuple):
@@ -39,24 +43,36 @@ class Link(NamedTuple):
 
 
 def dis(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Dense inverse search (Kroeger et al. 2016, arXiv 1603.03590), OpenCV's medium preset.
+    """Dense inverse search (Kroeger et al. 2016, arXiv 1603.03590), OpenCV's medium preset, refined for longer.
 
     A side shorter than 16 px is continued by its last row or column; an image of one pixel does not move.
     """
     height, width = first.shape[:2]
-    below, right = max(0, _MIN_DIS_PX - height), max(0, _MIN_DIS_PX - width)
-    one, two = (cv2.copyMakeBorder(_grey(image), 0, below, 0, right, cv2.BORDER_REPLICATE) for image in (first, second))
+    one, two = _continued(first, _MIN_DIS_PX), _continued(second, _MIN_DIS_PX)
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    search.setVariationalRefinementIterations(20)
     found = search.calc(one, two, None)  # pyright: ignore[reportCallIssue]
     return np.ascontiguousarray(found[:height, :width])
 
 
-def farneback(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Polynomial expansion (Farneback 2003): another method than `dis`, to score with what was not stylised with."""
-    pyramid = {"pyr_scale": 0.5, "levels": 5, "iterations": 3}
-    window = {"winsize": 21, "poly_n": 5, "poly_sigma": 1.1, "flags": cv2.OPTFLOW_FARNEBACK_GAUSSIAN}
-    one, two = _grey(first), _grey(second)
-    return cv2.calcOpticalFlowFarneback(one, two, None, **pyramid, **window)  # pyright: ignore[reportCallIssue]
+def tvl1(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Total variation and L1 (Zach, Pock and Bischof 2007): another method than `dis`, to score with what was not
+    stylised with.
+
+    scikit-image's, with the weights and warps of the published program (Sanchez, Meinhardt-Llopis and Facciolo, IPOL
+    2013) and as many iterations, without which it carries motions into still surroundings: some seconds an image.
+    """
+    height, width = first.shape[:2]
+    one, two = (np.float32(_continued(image, _MIN_TVL1_PX)) / 255 for image in (first, second))
+    weights = {"attachment": 0.15 * 255, "tightness": 0.3}  # published for grey values up to 255
+    down, right = optical_flow_tvl1(one, two, **weights, num_warp=5, num_iter=60, prefilter=True)
+    return np.stack([right, down], -1)[:height, :width]
+
+
+def _continued(image: np.ndarray, least_px: int) -> np.ndarray:
+    """The grey levels of an image, its last row and column repeated where a side is shorter than `least_px`."""
+    below, right = (max(0, least_px - side) for side in image.shape[:2])
+    return cv2.copyMakeBorder(_grey(image), 0, below, 0, right, cv2.BORDER_REPLICATE)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
@@ -111,51 +127,56 @@ def _returning(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
 def link(previous: np.ndarray, current: np.ndarray, *, flow: Flow = dis) -> Link | None:
     """What carries a stylised `previous` to `current`, frames of the input; None at a cut, where nothing should.
 
-    The edges of motions count, unlike in `reliable`, and reliability fades where it ends: what is made anew in one
-    frame and carried in the next one flickers more than what is carried a little wrong.
+    The edges of motions count, unlike in `reliable`, and half of it what looks the same there without a way back: how
+    a smooth surface moves nobody sees, but whether it flickers; carried whole, stains would grow on it. Reliability
+    fades where it ends: what is made anew in one frame and carried in the next one flickers more than what is carried
+    a little wrong.
     """
     back = flow(current, previous)
     returning = _returning(back, flow(previous, current))
     if returning.mean() < _CUT:
         return None
-    return Link(back, cv2.GaussianBlur(returning.astype(np.float32), (0, 0), _FADING_PX))
+    same = np.square(warp(previous, back)[0] - current).mean(-1) < _SAME**2
+    return Link(back, cv2.GaussianBlur(np.where(returning, 1, np.float32(0.5) * same), (0, 0), _FADING_PX))
 
 
 def warping_error(
-    outputs: Iterable[np.ndarray], inputs: Iterable[np.ndarray], *, flow: Flow = farneback, gap: int = 1
+    outputs: Iterable[np.ndarray], inputs: Iterable[np.ndarray], *, flow: Flow = tvl1, gap: int = 1, every: int = 1
 ) -> WarpingError:
     """How much outputs t and t + gap differ where the motion of the inputs says that they show the same.
 
     E = sum M (warp(O_{t+gap}, f) - O_t)^2 / sum M, the mean over pairs; f is the flow from input t to t + gap, M its
     `reliable` mask, and squares are means over the three channels of values in [0, 1], as Lai et al. compute it (2018,
-    arXiv 1808.00449). Pairs without a reliable pixel do not count, nor do those with a cut between (`link`): across it
-    nothing moves, but by chance some pixels look as if. The error of a grey movie is 0: compare it with that of the
-    input, warping_error(inputs, inputs), and look at the style too. Holds `gap` pairs of frames in memory.
+    arXiv 1808.00449); t is every `every`-th frame. Pairs without a reliable pixel do not count, nor do those with a cut
+    between (`link`): across it nothing moves, but by chance some pixels look as if. The error of a grey movie is 0:
+    compare it with that of the input, warping_error(inputs, inputs), and look at the style too. Holds `gap` pairs of
+    frames in memory.
     Raises UserError where the numbers or the sizes of frames differ, and where there is no pair.
     """
-    return warping_errors([outputs], inputs, flow=flow, gap=gap)[0][0]
+    return warping_errors([outputs], inputs, flow=flow, gap=gap, every=every)[0][0]
 
 
 def warping_errors(
     movies: Sequence[Iterable[np.ndarray]],
     inputs: Iterable[np.ndarray],
     *,
-    flow: Flow = farneback,
+    flow: Flow = tvl1,
     checks: Sequence[Flow | None] = (None,),
     gap: int = 1,
+    every: int = 1,
 ) -> list[list[WarpingError]]:
     """`warping_error` by [check][movie], of several movies made of one input, whose motion is found once for them all.
 
     With a check, another method, pixels count only where the two find the same to less than a pixel: what moves fast
     and has little texture can pass for standing still, forward and backward.
     """
-    if gap < 1:
-        raise ValueError(f"a gap of {gap} frames")
+    if min(gap, every) < 1:
+        raise ValueError(f"a gap of {gap} frames, at every {every}")
     errors: list[list[list[float]]] = [[[] for _ in movies] for _ in checks]
     shares: list[list[float]] = [[] for _ in checks]
     past: deque[tuple[np.ndarray, ...]] = deque(maxlen=gap)
     cuts: deque[bool] = deque(maxlen=gap)  # between each of the past frames and the one after it
-    for frames in itertools.zip_longest(*movies, inputs):
+    for t, frames in enumerate(itertools.zip_longest(*movies, inputs)):
         if any(image is None for image in frames):
             raise UserError("the stylised movie and its input have different numbers of frames")
         *outputs, frame = frames
@@ -166,10 +187,11 @@ def warping_errors(
                 )
         if past:
             cuts.append(link(past[-1][-1], frame) is None)
-        if len(cuts) == gap and not any(cuts):
+        if len(cuts) == gap and (t - gap) % every == 0 and not any(cuts):
             *earlier_outputs, earlier = past[0]
-            motion = flow(earlier, frame)
-            mask = reliable(motion, flow(frame, earlier))
+            with ThreadPoolExecutor(2) as pool:
+                motion, back = pool.map(flow, (earlier, frame), (frame, earlier))
+            mask = reliable(motion, back)
             squares = [
                 np.square((warp(output, motion)[0] - earlier_output) / 2, dtype=np.float64).mean(-1)  # of [0, 1]
                 for output, earlier_output in zip(outputs, earlier_outputs, strict=True)

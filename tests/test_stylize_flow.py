@@ -30,7 +30,7 @@ def view(world, dx, dy, height=HEIGHT, width=WIDTH):
 WORLD = textured(HEIGHT + 32, WIDTH + 32)
 
 
-@pytest.mark.parametrize("method", [flow.dis, flow.farneback])
+@pytest.mark.parametrize("method", [flow.dis, flow.tvl1])
 @pytest.mark.parametrize(("dx", "dy"), [(0, 0), (3, -2), (-1.5, 0.25), (4, 5)])
 def test_translations_are_found_and_undone(method, dx, dy):
     first, second = view(WORLD, 0, 0), view(WORLD, dx, dy)
@@ -106,7 +106,7 @@ def test_what_was_hidden_is_not_reliable():
     assert np.abs(carried - second)[reliable > 0.95].mean() < 0.01
 
 
-@pytest.mark.parametrize("method", [flow.dis, flow.farneback])
+@pytest.mark.parametrize("method", [flow.dis, flow.tvl1])
 @pytest.mark.parametrize(
     "size", [(1, 1), (2, 2), (7, 7), (8, 300), (12, 300), (15, 16), (16, 15), (7, 1001), (1001, 7), (1, 300), (300, 1)]
 )
@@ -140,7 +140,7 @@ def shifting(dx, dy):
 def test_warping_error_of_a_movie_that_moves_as_its_input():
     inputs = [view(WORLD, 2 * i, -i) for i in range(4)]
     outputs = [-0.5 * image for image in inputs]
-    for method, gap, pairs in ((flow.farneback, 1, 3), (flow.dis, 1, 3), (flow.farneback, 2, 2)):
+    for method, gap, pairs in ((flow.tvl1, 1, 3), (flow.dis, 1, 3), (flow.tvl1, 2, 2)):
         error, share, count = flow.warping_error(outputs, iter(inputs), flow=method, gap=gap)
         assert error < 1e-4 and share > 0.8 and count == pairs
     still = flow.warping_error([inputs[0]] * 4, inputs)  # does not move along
@@ -193,6 +193,23 @@ def test_warping_error_without_a_reliable_pixel():
     assert np.isnan(error) and (share, pairs) == (0, 2)
 
 
+def test_what_looks_the_same_without_a_way_back_is_half_reliable():
+    """In the right half both ways lead to the right; its lower part changes by more than noise."""
+
+    def astray(first, second):
+        motion = constant(0, 0, HEIGHT, WIDTH)
+        motion[:, 64:, 0] = 3
+        return motion
+
+    first = np.zeros((HEIGHT, WIDTH, 3), np.float32)
+    second = first + 0.02
+    second[48:, 64:] = 0.1
+    reliable = flow.link(first, second, flow=astray).reliable
+    assert reliable[:, :50].min() == pytest.approx(1)
+    assert reliable[:40, 80:].max() == reliable[:40, 80:].min() == pytest.approx(0.5)
+    assert reliable[60:, 80:].max() == 0
+
+
 def test_nothing_moves_across_a_cut():
     other = textured(HEIGHT + 32, WIDTH + 32, seed=1)
     frames = [view(WORLD, 0, 0), view(WORLD, 1, 0), view(other, 0, 0), view(other, 1, 0)]
@@ -215,6 +232,15 @@ def test_warping_error_of_what_does_not_belong_together():
         flow.warping_error(frames, frames, gap=3)
     with pytest.raises(ValueError, match="a gap of 0 frames"):
         flow.warping_error(frames, frames, gap=0)
+
+
+def test_every_so_many_th_frame_is_compared_with_the_one_after_the_gap():
+    inputs = [view(WORLD, 0, 0)] * 8
+    movie = [inputs[0] + np.float32(k**2) for k in range(8)]
+    still = lambda first, second: constant(0, 0, HEIGHT, WIDTH)  # noqa: E731
+    steps = np.array([2**2 - 0**2, 5**2 - 3**2]) / 2  # frames 0 and 3; frame 6 has none two frames later
+    found = flow.warping_error(movie, inputs, flow=still, gap=2, every=3)
+    assert (found.error, found.pairs) == (pytest.approx(np.mean(steps**2)), 2)
 
 
 def test_a_real_movie(data_folder):
