@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from skimage.registration import optical_flow_tvl1
 
 from lib.images import to_uint8
 from lib.process import UserError
@@ -62,6 +61,8 @@ def tvl1(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     scikit-image's, with the weights and warps of the published program (Sanchez, Meinhardt-Llopis and Facciolo, IPOL
     2013) and as many iterations, without which it carries motions into still surroundings: some seconds an image.
     """
+    from skimage.registration import optical_flow_tvl1  # only where movies are measured
+
     height, width = first.shape[:2]
     one, two = (np.float32(_continued(image, _MIN_TVL1_PX)) / 255 for image in (first, second))
     weights = {"attachment": 0.15 * 255, "tightness": 0.3}  # published for grey values up to 255
@@ -186,7 +187,8 @@ def warping_errors(
                     f"frames of the stylised movie are {output.shape[:2]} px, of its input {frame.shape[:2]}"
                 )
         if past:
-            cuts.append(link(past[-1][-1], frame) is None)
+            between = (t - 1) % every < gap  # within a pair that counts; others are not looked at
+            cuts.append(between and link(past[-1][-1], frame) is None)
         if len(cuts) == gap and (t - gap) % every == 0 and not any(cuts):
             *earlier_outputs, earlier = past[0]
             with ThreadPoolExecutor(2) as pool:
