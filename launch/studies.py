@@ -1,10 +1,12 @@
 """`python -m launch reproduce PACKAGE`: the runs of a package, and the page of their numbers.
 
 Runs are ordinary run folders, started as processes one after the other; finished ones are kept, stopped ones go on.
+The page shows all runs that its record, PACKAGE.json, knows, wherever they were done.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import statistics
 import subprocess
@@ -137,7 +139,7 @@ STUDIES = {
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Do the runs of a study, and write the page of their numbers."""
+    """Do the runs of a study, and write the page of their numbers; what PACKAGE.json holds of other runs stays."""
 
     only: tuple[str, ...]
     """which ones"""
@@ -154,28 +156,33 @@ def main(package: str, args: Sequence[str]) -> None:
     for name in options.only:
         if name not in study.runs:
             raise UserError(f"unknown run {name!r}: choose from {', '.join(study.runs)}")
-    runs = options.runs / package
-    found = {name: run(package, study.runs[name], runs / name) for name in options.only}
-    repeated = {
-        name: [
-            found[name],
-            *(run(package, study.runs[name], runs / f"{name}_seed{k}", "--seed", str(k)) for k in range(1, count)),
-        ]
-        for name, count in study.seeds.items()
-        if name in options.only
-    }
-    pictures = options.out / package
-    shown = {name: _pictures(study, runs / name, pictures) for name in options.only}
+    record = options.out / f"{package}.json"
+    before = read_json(record) if record.exists() else {}
+    found = before | {name: _found(package, study, options, name) for name in options.only}
+    found = {name: found[name] for name in study.runs if name in found}
     # Without the places on one machine.
-    command = " ".join(
-        [f"python -m launch reproduce {package}", *options_of(options, default, without=("runs", "out"))]
-    )
-    environments = {name: run_environment(runs / name) for name in options.only}
-    record = {"command": command, "environments": environments, "results": found, "seeds": repeated}
-    write_json(options.out / f"{package}.json", record)
+    shown = dataclasses.replace(default, only=tuple(found))
+    command = " ".join([f"python -m launch reproduce {package}", *options_of(shown, default)])
+    write_json(record, found)
     page = options.out / f"{package}.md"
-    write_text(page, _page(package, study, command, runs, environments, found, repeated, shown))
+    write_text(page, _page(package, study, command, found))
     print(page)
+
+
+def _found(package: str, study: Study, options: Reproduce, name: str) -> dict[str, Any]:
+    """What the record and the page hold of one run, which is done if it is not finished."""
+    runs, commands = options.runs / package, study.runs[name]
+    numbers = run(package, commands, runs / name)
+    others = [
+        run(package, commands, runs / f"{name}_seed{k}", "--seed", str(k)) for k in range(1, study.seeds.get(name, 1))
+    ]
+    return {
+        "environment": run_environment(runs / name),
+        "minutes": _minutes(runs / name),
+        "pictures": _pictures(study, runs / name, options.out / package),
+        "numbers": numbers,
+        "other_seeds": others,
+    }
 
 
 def run(package: str, commands: Sequence[str], folder: Path, *options: str) -> dict[str, Any]:
@@ -197,11 +204,11 @@ def run_environment(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in read_json(folder / "environment.json")[0].items() if key != "argv"}
 
 
-def _pictures(study: Study, run: Path, out: Path) -> list[Path]:
-    """Copies what is shown of a run to `out`; returns the copies."""
+def _pictures(study: Study, run: Path, out: Path) -> list[str]:
+    """Copies what is shown of a run to `out`; returns the names of the copies."""
     found = [p for prefix in study.figures for p in sorted((run / "figures").glob(f"{prefix}*.png"))]
     out.mkdir(parents=True, exist_ok=True)
-    return [Path(shutil.copyfile(path, out / f"{run.name}_{path.name}")) for path in found]
+    return [Path(shutil.copyfile(path, out / f"{run.name}_{path.name}")).name for path in found]
 
 
 def _minutes(run: Path) -> float:
@@ -209,20 +216,11 @@ def _minutes(run: Path) -> float:
     return max((row["wall_s"] for row in RunFolder(run).metrics()), default=0.0) / 60
 
 
-def _page(
-    package: str,
-    study: Study,
-    command: str,
-    runs: Path,
-    environments: dict[str, dict[str, Any]],
-    found: dict[str, Any],
-    repeated: dict[str, list[dict[str, Any]]],
-    shown: dict[str, list[Path]],
-) -> str:
+def _page(package: str, study: Study, command: str, found: dict[str, dict[str, Any]]) -> str:
     lines = [f"# {study.title}", "", f"    {command}", "", f"Commit and environment of each run: {package}.json.", ""]
-    lines += _compared(study, found)
-    for name, numbers in found.items():
-        record = environments[name]
+    lines += _compared(study, {name: of["numbers"] for name, of in found.items()})
+    for name, of in found.items():
+        environment, numbers = of["environment"], of["numbers"]
         told = [text.replace(" --out {run}", "").removesuffix(" --resume") for text in study.runs[name]]
         lines += [
             f"## {name}",
@@ -232,17 +230,17 @@ def _page(
                 for text in told
             ),
             "",
-            f"{record['utc_start'][:10]}, {record['cores']} CPU cores ({record['devices'][0]}), jax "
-            f"{record['versions']['jax']}; {_minutes(runs / name):.0f} minutes of training.",
+            f"{environment['utc_start'][:10]}, {environment['cores']} CPU cores ({environment['devices'][0]}), jax "
+            f"{environment['versions']['jax']}; {of['minutes']:.0f} minutes of training.",
             "",
         ]
         columns, rows = metric_table({key: value for key, value in numbers.items() if key != "protocol"})
         lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
         lines += [f"| {' | '.join(row)} |" for row in rows]
         lines += ["", numbers["protocol"], ""]
-        if name in repeated:
-            lines += _seeds(repeated[name])
-        lines += [f"![{name}: {path.stem}]({package}/{path.name})\n" for path in shown[name]]
+        if of["other_seeds"]:
+            lines += _seeds([numbers, *of["other_seeds"]])
+        lines += [f"![{picture.removesuffix('.png')}]({package}/{picture})\n" for picture in of["pictures"]]
     return "\n".join(lines)
 
 

@@ -44,8 +44,19 @@ def test_a_finished_run_is_not_repeated_and_becomes_a_page(finished):
     assert "](ncsn/toy_mixture_samples.png)" in page and "training.png" not in page
     assert (finished / "results" / "ncsn" / "toy_mixture_samples.png").exists()
     record = json.loads((finished / "results" / "ncsn.json").read_text())
-    assert record["results"]["toy_mixture"]["heun_35.nfe"] == 35
+    assert record["toy_mixture"]["numbers"]["heun_35.nfe"] == 35
     assert str(finished) not in page + json.dumps(record)
+
+
+def test_runs_of_another_machine_stay_on_the_page(finished):
+    places = ["--runs", str(finished / "runs"), "--out", str(finished / "results")]
+    studies.main("ncsn", ["--only", "toy_mixture", *places])
+    before = (finished / "results" / "ncsn.md").read_text()
+    (finished / "runs" / "ncsn" / "toy_mixture").rename(finished / "runs" / "ncsn" / "digits_v1")
+    studies.main("ncsn", ["--only", "digits_v1", *places])
+    page = (finished / "results" / "ncsn.md").read_text()
+    assert "    python -m launch reproduce ncsn --only toy_mixture digits_v1\n" in page
+    assert before[before.index("## toy_mixture") :] in page and "](ncsn/digits_v1_samples.png)" in page
 
 
 def test_seeds_are_compared(finished, monkeypatch):
@@ -60,7 +71,7 @@ def test_seeds_are_compared(finished, monkeypatch):
     page = (out / "ncsn.md").read_text()
     assert "seeds 0 to 2" in page and "| heun_35.fid | 0.5 ± 0.25 | 0.25 | 0.75 |" in page
     assert "| heun_35.nfe | 35" not in page  # the same in all
-    assert len(json.loads((out / "ncsn.json").read_text())["seeds"]["toy_mixture"]) == 3
+    assert len(json.loads((out / "ncsn.json").read_text())["toy_mixture"]["other_seeds"]) == 2
 
 
 def test_runs_are_compared(finished, monkeypatch):
