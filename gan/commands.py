@@ -84,4 +84,4 @@ def strips(trained: Trained, out: Path, *, seed: int) -> list[Picture]:
 
 
 def _made(trained: Trained, z: np.ndarray, y: np.ndarray | None) -> np.ndarray:
-    return compile_generator(trained.model, local_mesh(), min(500, len(z)))(trained.variables, z, y)
+    return compile_generator(trained.model, local_mesh())(trained.variables, z, y)

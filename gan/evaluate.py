@@ -53,7 +53,7 @@ def _protocol(config: Config, net: FeatureNet) -> str:
         f"one at the end. confident: share of samples that {net.name} reads with a probability above {CONFIDENT:g}; "
         "smallest_class and largest_class: share of the rarest and the commonest class among its readings, over "
         "1 / number of classes. copying: 1 for copies of training images, for fresh samples what test images score. "
-        "images_per_s: of the compiled generator, median of five blocks of 500, on the machine of the evaluation."
+        "images_per_s: of the compiled generator, median of five times 512, on the machine of the evaluation."
     )
 
 

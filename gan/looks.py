@@ -41,7 +41,7 @@ class Looker:
     def __init__(self, config: Config, model: Gan, data: Dataset, mesh: Mesh, pictures: Path | None):
         self._config, self._model, self._pictures = config, model, pictures
         self._measure = measure_points(data.train["x"]) if len(model.shape) == 1 else measure_images(data, mesh)
-        self._generate = compile_generator(model, mesh, min(500, config.watch.samples))
+        self._generate = compile_generator(model, mesh)
         self._y = classes_of(model, config.watch.samples)
 
     def __call__(self, state: State, step: int) -> dict[str, float]:

@@ -23,7 +23,7 @@ import scipy.spatial.distance
 from jax.scipy.special import logit
 
 from gan.acai_experiment import Trained as Autoencoder
-from gan.sampling import Trained, compile_generator, compile_rows, latents
+from gan.sampling import Trained, compile_generator, latents
 from lib import features, images
 from lib.data import load_labelled
 from lib.features.augment import augment
@@ -32,13 +32,14 @@ from lib.features.net import FeatureNet
 from lib.judge import read
 from lib.metrics import kernel
 from lib.metrics.manifold import compare, nearest
-from lib.shard import local_mesh, varying
+from lib.rows import compile_rows
+from lib.shard import local_mesh
 
 BIRD, HORSE = _BOTH = 2, 7  # of CIFAR-10
 FEATURES = "cifar10_cnn"
 NEIGHBOURS = 5
 _MIXTURES = np.linspace(0.3, 0.7, 5)  # share of the horse
-_SPREAD, _BATCH = 500, 256
+_SPREAD, _WIDTH = 500, 128  # _WIDTH: latents that a device moves at once, at most
 _LR = 0.05
 _LEAST = 1e-6  # probability that a logarithm is taken of
 _VIEWS = 4
@@ -61,7 +62,7 @@ class Candidates:
 def mixed(trained: Trained, classes: tuple[int, int], count: int, seed: int) -> Candidates:
     """The class is a mixture: its embedding enters the generator's norms (or its inputs) as a weighted mean."""
     shares = _shares(count)
-    made = compile_generator(trained.model, local_mesh(), min(500, count))(
+    made = compile_generator(trained.model, local_mesh())(
         trained.variables, latents(trained.model, seed, count), _mixtures(trained, classes, shares)
     )
     return Candidates(images.to_uint8(made), shares)
@@ -148,24 +149,23 @@ def _search(
         both = [predict(p, x)[:, jnp.array(_BOTH)] for predict, p in zip(predictors, params, strict=True)]
         return jnp.sum(unlikely(found) - jnp.log(jnp.stack(both) + _LEAST).sum(2).mean(0))
 
-    def body(shared: Any, given: dict[str, Any]) -> tuple[jax.Array, Any]:
-        variables, params, key = varying(shared)
-        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(given["row"])
+    def block(shared: Any, numbers: jax.Array, rows: dict[str, Any]) -> tuple[jax.Array, Any]:
+        variables, params, key = shared
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
         def step(carry: Any, i: jax.Array) -> tuple[Any, None]:
             found, memory = carry
             now = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
-            updates, memory = tx.update(jax.grad(loss)(found, given["fixed"], variables, params, now), memory, found)
+            updates, memory = tx.update(jax.grad(loss)(found, rows["fixed"], variables, params, now), memory, found)
             return (optax.apply_updates(found, updates), memory), None
 
-        found, memory = given["start"], varying(tx.init(given["start"]))
-        (found, _), _ = jax.lax.scan(step, (found, memory), jnp.arange(steps))
-        return generate(variables, found, given["fixed"]), found
+        first = (rows["start"], tx.init(rows["start"]))
+        (found, _), _ = jax.lax.scan(step, first, jnp.arange(steps))
+        return generate(variables, found, rows["fixed"]), found
 
-    count = len(next(iter(start.values())))
-    run = compile_rows(body, local_mesh(), min(_BATCH, count))
-    given = {"start": start, "fixed": fixed, "row": np.arange(count)}
-    return run((variables, params, jax.random.key(seed)), given)
+    mesh, count = local_mesh(), len(next(iter(start.values())))
+    run = compile_rows(block, mesh, min(_WIDTH, -(-count // mesh.size)))
+    return run((variables, params, jax.random.key(seed)), {"start": start, "fixed": fixed})
 
 
 def _view(pixels: jax.Array, keys: jax.Array) -> jax.Array:

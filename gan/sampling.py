@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from gan.data import Facts
 from gan.model import Gan
 from lib.latents import slerp
 from lib.process import UserError
-from lib.shard import DATA, compile_step, example_keys, fetch, place
+from lib.rows import compile_rows
+from lib.shard import example_keys
 
-_BLOCK = 500
+_WIDTH = 128  # images that a device makes at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,45 +37,15 @@ class Trained:
 Generate = Callable[[Any, np.ndarray, np.ndarray | None], np.ndarray]
 
 
-def compile_generator(model: Gan, mesh: Mesh, block: int = _BLOCK) -> Generate:
-    """`generate(variables, z [n, latent], y [n, classes] | None) -> [n, *shape]`, blocks spread over the mesh."""
+@functools.cache
+def compile_generator(model: Gan, mesh: Mesh) -> Generate:
+    """`generate(variables, z [n, latent], y [n, classes] | None) -> [n, *shape]`, in blocks spread over the mesh."""
 
-    def body(variables: Any, given: dict[str, Any]) -> jax.Array:
-        return model.generate(variables, given["z"], given["y"], train=False)[0]
+    def block(variables: Any, numbers: jax.Array, rows: dict[str, Any]) -> jax.Array:
+        return model.generate(variables, rows["z"], rows["y"], train=False)[0]
 
-    run = compile_rows(body, mesh, block)
+    run = compile_rows(block, mesh, _WIDTH)
     return lambda variables, z, y: run(variables, {"z": z, "y": y})
-
-
-def compile_rows(body: Callable[[Any, Any], Any], mesh: Mesh, block: int) -> Callable[[Any, Any], Any]:
-    """`run(shared, given)`: `body` of a tree of arrays [n, ...], rows independent of each other; a tree of such arrays.
-
-    One program for all blocks of `block` rows, spread over the mesh; `shared` is whole on every device.
-    """
-    rows = -(-block // mesh.size) * mesh.size
-    how = "jit" if mesh.size == 1 else "shard_map"
-    apply = compile_step(
-        lambda nothing, shared, given: (nothing, body(shared, given)),
-        mesh,
-        how,
-        in_specs=(P(), P(), P(DATA)),
-        out_specs=(P(), P(DATA)),
-    )
-
-    def run(shared: Any, given: Any) -> Any:
-        shared, count, made = place(shared, mesh), len(jax.tree.leaves(given)[0]), []
-        for first in range(0, count, rows):
-            here = jax.tree.map(lambda x: _filled(x, first, rows), given)  # noqa: B023
-            made.append(fetch(apply((), shared, place(here, mesh, P(DATA)))[1]))
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *made)
-
-    return run
-
-
-def _filled(x: np.ndarray, first: int, rows: int) -> np.ndarray:
-    """`rows` rows from `first` on; the last one is repeated where they end."""
-    part = x[first : first + rows]
-    return np.concatenate([part, np.repeat(part[-1:], rows - len(part), axis=0)])
 
 
 def latents(model: Gan, seed: int, count: int, stream: int = 0) -> np.ndarray:
@@ -109,18 +79,18 @@ def draw_samples(
 ) -> np.ndarray:
     """[count, *shape]; sample i depends on the seed, the stream and on i alone."""
     z, y = latents(trained.model, seed, count, stream), classes_of(trained.model, count, label)
-    return compile_generator(trained.model, mesh, min(_BLOCK, count))(trained.variables, z, y)
+    return compile_generator(trained.model, mesh)(trained.variables, z, y)
 
 
 def images_per_s(trained: Trained, mesh: Mesh) -> float:
-    """Of the compiled generator, latents given and images fetched: the median of five blocks after a first one."""
-    z, y = latents(trained.model, 0, _BLOCK), classes_of(trained.model, _BLOCK)
+    """Of the compiled generator, latents given and images fetched: the median of five times 512, after a first one."""
+    z, y = latents(trained.model, 0, 512), classes_of(trained.model, 512)
     generate, seconds = compile_generator(trained.model, mesh), []
     for _ in range(6):
         begin = time.perf_counter()
         generate(trained.variables, z, y)
         seconds.append(time.perf_counter() - begin)
-    return _BLOCK / statistics.median(seconds[1:])
+    return 512 / statistics.median(seconds[1:])
 
 
 def slerp_rows(a: np.ndarray, b: np.ndarray, columns: int) -> np.ndarray:

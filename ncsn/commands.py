@@ -15,13 +15,14 @@ from lib.images import grid, to_uint8, write, write_gif, write_set
 from lib.latents import slerp
 from lib.pixels import dequantized
 from lib.process import UserError
+from lib.rows import compile_rows
 from lib.shard import local_mesh
 from ncsn import constraints, experiment, guidance, ode
 from ncsn.config import Config, Sampling, parse_sampler
 from ncsn.experiment import Trained
 from ncsn.likelihood import bits_per_dim as to_bits
 from ncsn.likelihood import log_likelihood
-from ncsn.samplers import Point, Sampler, compile_rows, default_width
+from ncsn.samplers import Point, Sampler, default_width
 from ncsn.sampling import Condition, draw_samples, from_pixels, score_function, to_pixels
 from ncsn.sde import Score
 
@@ -229,7 +230,9 @@ def bits_per_dim(
     how = ode.Adaptive(rtol, rtol, trained.facts.size)
     dims = trained.facts.dimension
 
-    def one_block(params: Any, keys: jax.Array, rows: Any) -> Any:
+    def one_block(shared: tuple[Any, jax.Array], numbers: jax.Array, rows: Any) -> Any:
+        params, key = shared
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
         label = rows[1] if model.classes else ()
         score_fn = score_function(trained, params, label, 1.0)
         unit = dequantized(rows[0], keys)
@@ -242,7 +245,7 @@ def bits_per_dim(
     width = min(default_width(trained.facts.shape, mesh), -(-len(pixels) // mesh.size))
     call = compile_rows(one_block, mesh, width)
     rows = (pixels, np.asarray(labels, np.int32))
-    density, nfe = call(trained.params, jax.random.key(seed), rows, progress="likelihood")
+    density, nfe = call((trained.params, jax.random.key(seed)), rows, progress="likelihood")
     bits = np.asarray(to_bits(density, dims, low_high[1] - low_high[0]), np.float64)
     return {
         "likelihood.bits_per_dim": float(bits.mean()),

@@ -18,7 +18,7 @@ order of sums in a matrix product depends on the shape of the program, and only 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -28,7 +28,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from lib.process import UserError
-from lib.shard import DATA, fetch, place, primary
+from lib.rows import Blocks, bar, on_mesh
+from lib.shard import DATA, fetch, place
 from ncsn.sde import Score
 
 Start = Callable[[jax.Array, tuple[int, ...]], jax.Array]
@@ -227,7 +228,7 @@ def compile_sampler(
     def draw(
         params: Any, key: jax.Array, count: int, rows: Any = (), *, first: int = 0, progress: str | None = None
     ) -> tuple[np.ndarray, Diagnostics]:
-        blocks = _Blocks(mesh, width, first, count, rows)
+        blocks = Blocks(mesh, width, first, count, rows)
         params, key = place((params, key), mesh)
         steps = _count_steps(build, params, blocks)
         if frames > steps:
@@ -235,16 +236,16 @@ def compile_sampler(
         pieces = [place(numbers, mesh) for numbers in np.split(np.arange(steps), _pieces(steps))]
         totals = np.zeros((2, steps))
         xs, films, befores, nfes = [], [], [], []
-        with _bar(progress, len(blocks) * steps) as bar:
+        with bar(progress, len(blocks) * steps) as shown:
             for indices, block_rows, wanted in blocks:
                 keys, carry = begin_all(params, key, indices, block_rows)
                 told = []
                 for numbers in pieces:
                     carry, piece = advance_all(carry, params, keys, block_rows, numbers)
                     told.append(piece)
-                    if not bar.disable:
+                    if not shown.disable:
                         jax.block_until_ready(piece.nfe)
-                        bar.update(numbers.size)
+                        shown.update(numbers.size)
                 state, film, before = carry
                 x, film, before, told = fetch((state.x, film, before, told))
                 each = Info(*(np.concatenate(parts, axis=1)[wanted] for parts in zip(*told, strict=True)))
@@ -260,32 +261,6 @@ def compile_sampler(
     return draw
 
 
-def compile_rows(fn: Callable[[Any, jax.Array, Any], Any], mesh: Mesh, width: int) -> Callable[..., Any]:
-    """Compiles `call(params, key, rows) -> tree` from `fn(params, keys [width], rows) -> tree of [width, ...]`.
-
-    Every row has its own key, shape and place in the program as in `compile_sampler`; the trees of arrays are
-    [count, ...]. For likelihoods and latents of given data.
-    """
-
-    def block(params: Any, key: jax.Array, indices: jax.Array, rows: Any) -> Any:
-        return fn(params, jax.vmap(jax.random.fold_in, (None, 0))(key, indices), rows)
-
-    block_all = on_mesh(block, mesh, (P(), P(), P(DATA), P(DATA)))
-
-    def call(params: Any, key: jax.Array, rows: Any, *, first: int = 0, progress: str | None = None) -> Any:
-        blocks = _Blocks(mesh, width, first, len(jax.tree.leaves(rows)[0]), rows)
-        params, key = place((params, key), mesh)
-        parts = []
-        with _bar(progress, len(blocks)) as bar:
-            for indices, block_rows, wanted in blocks:
-                out = fetch(block_all(params, key, indices, block_rows))
-                parts.append(jax.tree.map(lambda a: a[wanted], out))  # noqa: B023 (used at once)
-                bar.update(1)
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-
-    return call
-
-
 def default_width(shape: tuple[int, ...], mesh: Mesh) -> int:
     """Samples side by side on one device: a power of two that fills it, at most 1024 points or 128 images on a CPU."""
     cpu = mesh.devices.flat[0].platform == "cpu"
@@ -293,44 +268,7 @@ def default_width(shape: tuple[int, ...], mesh: Mesh) -> int:
     return 2 ** min(most, max(3, round(math.log2(numbers / math.prod(shape)))))
 
 
-class _Blocks:
-    """The samples first, ..., first + count - 1 in blocks of `width` rows on every device.
-
-    Sample i is always in row i % width of a device, so blocks begin at multiples of width; rows that nobody asked
-    for are copies.
-    """
-
-    def __init__(self, mesh: Mesh, width: int, first: int, count: int, rows: Any):
-        if count < 1 or first < 0:
-            raise UserError(f"{count} samples from number {first}: needed are at least one, and a number >= 0")
-        for array in jax.tree.leaves(rows):
-            if len(array) != count:
-                raise UserError(f"{len(array)} conditions for {count} samples: one for each is needed")
-        self.mesh, self.width, self.first, self.count = mesh, width, first, count
-        self.rows = jax.tree.map(np.asarray, rows)
-        self.starts = range(first // width * width, first + count, width * mesh.size)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __iter__(self) -> Iterator[tuple[jax.Array, Any, np.ndarray]]:
-        for start in self.starts:
-            indices = start + np.arange(self.width * self.mesh.size)
-            wanted = (indices >= self.first) & (indices < self.first + self.count)
-            at = np.clip(indices - self.first, 0, self.count - 1)
-            rows = jax.tree.map(lambda a: a[at], self.rows)  # noqa: B023 (used at once)
-            yield *place((indices, rows), self.mesh, P(DATA)), wanted
-
-
-def on_mesh(fn: Callable, mesh: Mesh, in_specs: tuple[P, ...], *, donate: bool = False) -> Callable:
-    """Rows spread over devices. The same options on any number of devices, since they too decide the order of sums."""
-    mapped = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=P(DATA), check_vma=False)  # no collectives
-    cpu = mesh.devices.flat[0].platform == "cpu"
-    options = {"xla_cpu_multi_thread_eigen": False} if cpu else None
-    return jax.jit(mapped, donate_argnums=0 if donate else (), compiler_options=options)
-
-
-def _count_steps(build: Build, params: Any, blocks: _Blocks) -> int:
+def _count_steps(build: Build, params: Any, blocks: Blocks) -> int:
     """How many steps the sampler has: read off while tracing, nothing is computed."""
     found = []
 
@@ -346,9 +284,3 @@ def _count_steps(build: Build, params: Any, blocks: _Blocks) -> int:
 def _pieces(steps: int) -> int:
     """Into how many equal pieces a chain is cut: at most 20, of at least 32 steps; never a matter of who watches."""
     return max(n for n in range(1, 21) if steps % n == 0 and (n == 1 or steps // n >= 32))
-
-
-def _bar(title: str | None, total: int) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(desc=title, total=total, disable=None if title and primary() else True, leave=False, delay=2)

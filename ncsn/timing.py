@@ -34,13 +34,14 @@ from jax.sharding import PartitionSpec as P
 
 from lib.child import answers, peak_memory_mib
 from lib.process import UserError, command
+from lib.rows import on_mesh
 from lib.shard import DATA, make_mesh, place, start
 from ncsn.blocks import MLP
 from ncsn.langevin import annealed_langevin
 from ncsn.model import Params, ScoreModel, edm, ncsn_v1
 from ncsn.noise import geometric, karras
 from ncsn.ode import heun
-from ncsn.samplers import NOISE, Sampler, compile_sampler, normal, on_mesh
+from ncsn.samplers import NOISE, Sampler, compile_sampler, normal
 from ncsn.unet import UNet
 
 SIGMA_DATA = 0.5

@@ -9,7 +9,7 @@ from lib.process import UserError
 from lib.shard import make_mesh
 from ncsn.constraints import inpaint
 from ncsn.langevin import ladder, predictor_corrector, reverse_diffusion
-from ncsn.samplers import compile_rows, compile_sampler, default_width, uniform
+from ncsn.samplers import compile_sampler, default_width, uniform
 
 SHAPE, WIDTH, KEY = (5,), 4, jax.random.key(3)
 RNG = np.random.default_rng(0)
@@ -95,18 +95,6 @@ def test_long_chains_in_pieces_are_the_same_chain():
     np.testing.assert_allclose(x, state.x, rtol=1e-6)
     np.testing.assert_allclose(diagnostics.score_norm, info.score_norm.mean(axis=1), rtol=1e-6)
     assert diagnostics.frames is None
-
-
-def test_rows_of_data_are_treated_like_samples():
-    def shifted(params, keys, rows):
-        return {"y": rows @ params + jax.vmap(jax.random.normal)(keys)[:, None]}
-
-    data, matrix = RNG.normal(size=(7, 5)).astype(np.float32), PARAMS["w"][:5]
-    one, two = (compile_rows(shifted, make_mesh(n), 2) for n in (1, 2))
-    whole = one(matrix, KEY, data)["y"]
-    assert whole.shape == (7, 32)
-    np.testing.assert_array_equal(two(matrix, KEY, data)["y"], whole)
-    np.testing.assert_array_equal(two(matrix, KEY, data[3:], first=3)["y"], whole[3:])
 
 
 def test_uniform_starts_and_widths():
