@@ -69,11 +69,12 @@ class Sample:
     label: int | None = None
     """class to draw (default: all in turn)"""
     checkpoint: Literal["best", "last"] = "best"
-    """which one"""
+    """which one; a training that was stopped, or diverged, has its best one"""
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise UserError("count must be at least 1")
+        _check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Interpolate:
 
     def __post_init__(self) -> None:
         _check_strips(self.rows, self.columns)
+        _check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class Mix:
 
     def __post_init__(self) -> None:
         _check_strips(self.rows, self.columns)
+        _check_seed(self.seed)
         if len(self.labels) not in (0, 2):
             raise UserError("--labels needs two classes, that of the first and that of the last image")
 
@@ -147,7 +150,7 @@ class Pegasus:
     """Images that are a bird and a horse, from runs that learned CIFAR-10."""
 
     out: Path = Path("pegasus")
-    """folder for best.png, batch64.png, candidates.png, pegasus.json and index.html"""
+    """folder for best.png, batch64.png, candidates.png, pegasus.json, scores.npz and index.html"""
     count: int = 1000
     """candidates of every route"""
     seed: int = 0
@@ -168,11 +171,19 @@ class Pegasus:
             raise UserError(f"{self.judge} is guide and judge: who guides does not judge")
         if not self.guides:
             raise UserError("guides is empty: nobody would choose")
+        if not self.most_distant > 0:
+            raise UserError("most_distant must be positive")
+        _check_seed(self.seed)
 
 
 def _check_strips(rows: int, columns: int) -> None:
     if rows < 1 or columns < 2:
         raise UserError("rows must be at least 1 and columns at least 2")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise UserError("seed must be between 0 and 2**32 - 1")
 
 
 def train(args: Sequence[str]) -> None:
@@ -227,7 +238,7 @@ def evaluate(args: Sequence[str]) -> None:
     folder, config, rest = configs.trained_run(Config, "gan", "evaluate", args)
     options = configs.parse(Evaluate(config.evaluation), rest, "python -m gan evaluate RUN")
     config = dataclasses.replace(config, evaluation=options.evaluation)
-    trained = _open(config, folder)
+    trained = _open(config, folder, "best", "last")
     from gan import experiment, page
 
     return _finish(page.evaluate_run(config, experiment.load(config), trained, folder, _say), folder)
@@ -254,10 +265,16 @@ def _over_seeds(names: Sequence[str], rest: Sequence[str]) -> None:
         difference = first_difference(first, values | {"seed": None})
         if difference:
             raise UserError(f"{names[0]} and {name} differ in more than the seed: {difference}")
+    seeds = [values["seed"] for _, values in runs]
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"runs of the seeds {', '.join(map(str, seeds))}: each has to have its own")
     for folder, _ in runs:
         if not (folder.path / "evaluation.json").exists():
             raise UserError(f"{folder.path} is not evaluated yet: python -m gan evaluate {folder.path}")
     found = [read_json(folder.path / "evaluation.json") for folder, _ in runs]
+    counts = [numbers.get("best.samples") for numbers in found]
+    if len(set(counts)) > 1:
+        raise UserError(f"these runs were measured with {', '.join(map(str, counts))} samples: evaluate them alike")
     from gan import page
     from gan.evaluate import over_seeds
 
@@ -273,7 +290,7 @@ def sample(args: Sequence[str]) -> None:
     folder, config, rest = configs.trained_run(Config, "gan", "sample", args)
     options = configs.parse(Sample(), rest, "python -m gan sample RUN")
     check_out(options.out, ".png", ".npz", "")
-    trained = _open(config, folder)
+    trained = _open(config, folder, options.checkpoint)
     from gan import commands
 
     _say(commands.sample(trained[options.checkpoint], options))
@@ -285,7 +302,7 @@ def interpolate(args: Sequence[str]) -> None:
     folder, config, rest = configs.trained_run(Config, "gan", "interpolate", args)
     options = configs.parse(Interpolate(), rest, "python -m gan interpolate RUN")
     check_out(options.out, ".png")
-    trained = _open(config, folder)
+    trained = _open(config, folder, options.checkpoint)
     from gan import commands
 
     return _say(commands.interpolate(trained[options.checkpoint], options))
@@ -328,11 +345,11 @@ def _start(config: Config | AutoencoderConfig) -> None:
     shard.start(convolutions=isinstance(config, AutoencoderConfig) or config.network.kind != "mlp")
 
 
-def _open(config: Config, folder: RunFolder):
+def _open(config: Config, folder: RunFolder, *names: Literal["best", "last"]):
     _start(config)
     from gan import experiment
 
-    return experiment.open_run(config, folder)
+    return experiment.open_run(config, folder, names)
 
 
 def _say(text: str) -> None:

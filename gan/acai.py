@@ -138,11 +138,23 @@ def build(options: Options, channels: int, classes: int = 0) -> Model:
     return (acai if options.critic else autoencoder)(options, channels, classes)
 
 
+def networks(options: Options, channels: int) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
+    """Encoder, decoder, and the critic where there is one; with the shape of what each takes, a batch of one."""
+    image = (1, options.size_px, options.size_px, channels)
+    latent = (1, options.latent_width, options.latent_width, options.latent_channels)
+    found: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+        "encoder": (Encoder(options.depth, options.scales, options.latent_channels), image),
+        "decoder": (Decoder(options.depth, options.scales, channels), latent),
+    }
+    if options.critic:
+        found["critic"] = (Critic(options.depth, options.scales, options.latent_channels), image)
+    return found
+
+
 def acai(options: Options, channels: int, classes: int = 0) -> Model:
     """ACAI; the classifier of latents is there where there are `classes`."""
     model = autoencoder(options, channels, classes)
-    net = Critic(options.depth, options.scales, options.latent_channels)
-    shape = (1, options.size_px, options.size_px, channels)
+    net, shape = networks(options, channels)["critic"]
 
     def init(key):
         return {**model.init(key), "critic": _initial(net, shape, jax.random.fold_in(key, 3))}
@@ -172,16 +184,14 @@ def acai(options: Options, channels: int, classes: int = 0) -> Model:
 
 def autoencoder(options: Options, channels: int, classes: int = 0) -> Model:
     """The baseline: ACAI's autoencoder with the squared error alone."""
-    encoder = Encoder(options.depth, options.scales, options.latent_channels)
-    decoder = Decoder(options.depth, options.scales, channels)
+    known_nets = networks(options, channels)
+    nets = {name: known_nets[name] for name in ("encoder", "decoder")}
+    (encoder, _), (decoder, latent_shape) = nets.values()
     classifier = Classifier(classes)
-    image_shape = (1, options.size_px, options.size_px, channels)
-    latent_shape = (1, options.latent_width, options.latent_width, options.latent_channels)
+    if classes:
+        nets["classifier"] = (classifier, latent_shape)
 
     def init(key):
-        nets = {"encoder": (encoder, image_shape), "decoder": (decoder, latent_shape)}
-        if classes:
-            nets["classifier"] = (classifier, latent_shape)
         keys = [jax.random.fold_in(key, i) for i in range(len(nets))]
         return {name: _initial(net, shape, k) for k, (name, (net, shape)) in zip(keys, nets.items(), strict=True)}
 

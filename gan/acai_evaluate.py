@@ -15,7 +15,7 @@ from gan.acai_experiment import LOOK, NAME, Trained, test_numbers
 from lib import images, plot
 from lib.process import UserError
 from lib.report import Page
-from lib.run import RunFolder, write_json
+from lib.run import RunFolder, write_evaluation
 from lib.sources import Dataset
 
 Picture = tuple[Path, str]
@@ -31,7 +31,7 @@ def evaluate_run(
     else:
         numbers, protocol = _of_lines(config, folder)
     pictures = _pictures(config, data, trained, folder)
-    write_json(folder.path / "evaluation.json", {**numbers, "protocol": protocol})
+    write_evaluation(folder.path, numbers, protocol)
     kind = "ACAI" if config.autoencoder.critic else "Autoencoder"
     page = Page(f"{kind}: {config.data.source}", "An autoencoder whose latents are to be mixed.")
     page.numbers(numbers, protocol)
@@ -68,8 +68,7 @@ def references(seed: int, count: int = lines.INTERPOLATIONS) -> dict[str, np.nda
     t = np.linspace(0, 1, lines.FRAMES)
     first, last = lines.draw(start[:, 0])[:, None], lines.draw(end[:, 0])[:, None]
     share = t[None, :, None, None, None]
-    turn = (end - start + np.pi) % (2 * np.pi) - np.pi
-    perfect = lines.draw((start + t * turn).reshape(-1)).reshape(count, lines.FRAMES, *first.shape[2:])
+    perfect = lines.draw((start + t * (end - start)).reshape(-1)).reshape(count, lines.FRAMES, *first.shape[2:])
     return {
         "perfect": perfect,
         "blend": (1 - share) * first + share * last,

@@ -10,7 +10,7 @@ import numpy as np
 from gan import commands
 from gan.config import Config
 from gan.looks import net_for
-from gan.sampling import Trained, draw_samples, images_per_s
+from gan.sampling import Trained, draw_samples
 from lib import images
 from lib.features.net import FeatureNet
 from lib.judge import CONFIDENT, Judge, neighbours
@@ -26,7 +26,7 @@ def evaluate(
 ) -> tuple[dict[str, float], list[Picture], str]:
     """Numbers NAME.METRIC with the names real, best and last; pictures; and the protocol."""
     net = net_for(data)
-    judge = Judge(net, data)
+    judge = Judge(net, data, config.data.labels)
     numbers, pictures = judge.floor(), []
     count = config.evaluation.samples
     for name, one in trained.items():
@@ -37,7 +37,6 @@ def evaluate(
         path = images.write(out / f"samples_{name}.png", images.grid(x[:_SHOWN], columns=10))
         pictures.append((path, f"The first {_SHOWN} samples of the {name} checkpoint, uncurated."))
         if name == "best":  # the last one is the same network
-            numbers["best.images_per_s"] = images_per_s(one, local_mesh())
             pictures.append(neighbours(out / "neighbours.png", net, data.train["image"], pixels[:_NEIGHBOURS]))
     pictures += commands.strips(trained["best"], out, seed=config.seed)
     return numbers, pictures, _protocol(config, net)
@@ -52,8 +51,7 @@ def _protocol(config: Config, net: FeatureNet) -> str:
         f"had the lowest Fréchet distance, of {config.watch.samples} fresh samples to the training images; last: the "
         f"one at the end. confident: share of samples that {net.name} reads with a probability above {CONFIDENT:g}; "
         "smallest_class and largest_class: share of the rarest and the commonest class among its readings, over "
-        "1 / number of classes. copying: 1 for copies of training images, for fresh samples what test images score. "
-        "images_per_s: of the compiled generator, median of five times 512, on the machine of the evaluation."
+        "1 / number of classes. copying: 1 for copies of training images, for fresh samples what test images score."
     )
 
 

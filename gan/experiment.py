@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -19,6 +19,7 @@ from gan.sampling import Trained
 from lib.checkpoint import Checkpoints, check_finished, restore_finished
 from lib.config import from_json, to_json
 from lib.data import Resident
+from lib.judge import check_measurable
 from lib.pixels import Pixels
 from lib.plan import Outline, examples
 from lib.process import UserError
@@ -68,6 +69,7 @@ def load(config: Config) -> Dataset:
     build_model(config, known)
     if len(known.shape) == 3:
         net_for(data)
+        check_measurable(data, config.data.source)
     return data
 
 
@@ -98,12 +100,15 @@ def train(
         write_json(folder.path / "data.json", to_json(known))
     model = build_model(config, known)
     folder_of_best = folder.checkpoints / BEST
-    with Checkpoints(folder.checkpoints / NAME) as checkpoints, Checkpoints(folder_of_best, keep=1) as kept:
+    with Checkpoints(folder.checkpoints / NAME) as checkpoints, Checkpoints(folder_of_best, keep=None) as kept:
         fresh = make_state(lambda: start_state(config, model), mesh, sharded=sharded)
         state = checkpoints.restore(fresh)
         state, done = (fresh, 0) if state is None else (state, int(state.step))
         log = folder.logger(NAME, done)
-        looking = _Looking(config, model, data, folder, done, kept, say)
+        for step in kept.steps():
+            if step > done:  # of what is about to be repeated, on other devices perhaps with other bits
+                kept.delete(step)
+        looking = _Looking(config, model, data, folder, done, checkpoints, kept, say)
         if done < config.optim.steps and not looking.exhausted:
             _announce(config, known, fresh, done, say)
             state = fit(
@@ -147,9 +152,17 @@ class _Looking:
     """The hook of `fit`: looks, keeps the best state, says what is alarming, and ends what no longer gets better."""
 
     def __init__(
-        self, config: Config, model: Gan, data: Dataset, folder: RunFolder, done: int, kept: Checkpoints, say: Callable
+        self,
+        config: Config,
+        model: Gan,
+        data: Dataset,
+        folder: RunFolder,
+        done: int,
+        checkpoints: Checkpoints,
+        kept: Checkpoints,
+        say: Callable,
     ):
-        self._config, self._folder, self._kept, self._say = config, folder, kept, say
+        self._config, self._folder, self._checkpoints, self._kept, self._say = config, folder, checkpoints, kept, say
         self.looks = looks_of(folder, up_to=done)
         self._log = folder.logger("look", done)
         pictures = folder.path / "samples" if folder.primary else None
@@ -170,12 +183,19 @@ class _Looking:
         self._log(step, numbers)
         found = watch.best(self.looks)
         if found is not None and found["step"] == step and step not in self._kept.steps():
-            self._kept.save(step, state)
+            self._keep(step, state)
         for alarm in self._alarms():
             if alarm.kind not in self._said:
                 self._said.add(alarm.kind)
                 self._say(f"{alarm.kind} at cycle {alarm.step}: {alarm.message}")
         return self.exhausted
+
+    def _keep(self, step: int, state: State) -> None:
+        """Saves the best state; those before it stay that a training would need that goes on from a checkpoint."""
+        self._kept.wait()
+        for before in watch.superseded(self._kept.steps(), self._checkpoints.steps()):
+            self._kept.delete(before)
+        self._kept.save(step, state)
 
     def _alarms(self) -> list[watch.Alarm]:
         return watch.alarms(self.looks, self._folder.metrics(), self._config.optim.loss)
@@ -191,15 +211,17 @@ def looks_of(folder: RunFolder, *, up_to: float = float("inf")) -> list[dict[str
     return found
 
 
-def open_run(config: Config, folder: RunFolder) -> dict[str, Trained]:
-    """A trained run, without its data: {"best": ..., "last": ...}.
+def open_run(config: Config, folder: RunFolder, names: Sequence[Literal["best", "last"]]) -> dict[str, Trained]:
+    """Generators of a run, without its data: {"best": ..., "last": ...}, those that are asked for.
 
-    Raises UserError where its training is not finished or damaged.
+    Of a training that is not finished the best one so far. Raises UserError where there is none, for the last one of a
+    training that is not finished, and for damaged ones.
     """
     looks = looks_of(folder)
     ends = [int(looks[i]["step"]) for i in range(len(looks)) if watch.exhausted(looks[: i + 1], config.watch.patience)]
     end = ends[0] if ends else config.optim.steps
-    check_finished(folder.checkpoints / NAME, end)
+    if "last" in names:
+        check_finished(folder.checkpoints / NAME, end)
     best = watch.best(looks)
     if best is None:
         raise UserError(f"{folder.path}: metrics.jsonl has no look at the samples; train --resume makes it anew")
@@ -211,4 +233,5 @@ def open_run(config: Config, folder: RunFolder) -> dict[str, Trained]:
         state: Any = restore_finished(folder.checkpoints / name, start, step)
         return Trained(model, fetch(state.ema), known, int(state.step))
 
-    return {"best": restored(BEST, int(best["step"])), "last": restored(NAME, end)}
+    places = {"best": (BEST, int(best["step"])), "last": (NAME, end)}
+    return {name: restored(*places[name]) for name in names}

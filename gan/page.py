@@ -8,10 +8,11 @@ from pathlib import Path
 from gan import watch
 from gan.config import Config
 from gan.experiment import NAME, looks_of
-from gan.sampling import Trained
+from gan.sampling import Trained, images_per_s
 from lib import plot, report
 from lib.report import Page
-from lib.run import RunFolder, write_json
+from lib.run import RunFolder, write_evaluation, write_json
+from lib.shard import local_mesh
 from lib.sources import Dataset
 
 Picture = tuple[Path, str]
@@ -34,10 +35,12 @@ def evaluate_run(
         from gan import evaluate
 
         numbers, pictures, protocol = evaluate.evaluate(config, data, trained, folder.figures, say)
+        # A time is another one every time: no part of evaluation.json.
+        write_json(folder.path / "speed.json", {"best.images_per_s": images_per_s(trained["best"], local_mesh())})
     found = watch.alarms(looks_of(folder), folder.metrics(), config.optim.loss)
     numbers |= {f"alarms.{alarm.kind}_at_cycle": alarm.step for alarm in found}
     pictures += _curves(folder)
-    write_json(folder.path / "evaluation.json", {**numbers, "protocol": protocol})
+    write_evaluation(folder.path, numbers, protocol)
     _write_page(config, folder, numbers, protocol, found, pictures)
     return numbers
 

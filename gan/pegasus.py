@@ -39,7 +39,7 @@ BIRD, HORSE = _BOTH = 2, 7  # of CIFAR-10
 FEATURES = "cifar10_cnn"
 NEIGHBOURS = 5
 _MIXTURES = np.linspace(0.3, 0.7, 5)  # share of the horse
-_SPREAD, _WIDTH = 500, 128  # _WIDTH: latents that a device moves at once, at most
+_SPREAD, _WIDTH = 500, 128  # _WIDTH: latents that a device moves at once
 _LR = 0.05
 _LEAST = 1e-6  # probability that a logarithm is taken of
 _VIEWS = 4
@@ -116,11 +116,7 @@ def moved(trained: Autoencoder, guides: Sequence[str], count: int, seed: int, st
 
 def _between(trained: Autoencoder, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(latents [count, w, w, channels], shares [count]) on straight lines from a bird to a horse, both test images."""
-    rng = np.random.Generator(np.random.Philox(seed))
-    ends = []
-    for label in (BIRD, HORSE):
-        rows = real("test", label)
-        ends.append(trained.encode(rows[rng.integers(len(rows), size=count)]))
+    ends = [trained.encode(drawn(label, count, seed)) for label in _BOTH]
     shares = _shares(count)
     weight = shares[:, None, None, None]
     return (1 - weight) * ends[0] + weight * ends[1], shares
@@ -163,8 +159,7 @@ def _search(
         (found, _), _ = jax.lax.scan(step, first, jnp.arange(steps))
         return generate(variables, found, rows["fixed"]), found
 
-    mesh, count = local_mesh(), len(next(iter(start.values())))
-    run = compile_rows(block, mesh, min(_WIDTH, -(-count // mesh.size)))
+    run = compile_rows(block, local_mesh(), _WIDTH)
     return run((variables, params, jax.random.key(seed)), {"start": start, "fixed": fixed})
 
 
@@ -175,12 +170,14 @@ def _view(pixels: jax.Array, keys: jax.Array) -> jax.Array:
 
 def blended(count: int, seed: int) -> Candidates:
     """A control: pixels of a bird and a horse, half of each."""
-    rng = np.random.Generator(np.random.Philox(seed))
-    pairs = [
-        rows[rng.integers(len(rows), size=count)].astype(np.float32)
-        for rows in (real("test", BIRD), real("test", HORSE))
-    ]
-    return Candidates(np.uint8(np.rint((pairs[0] + pairs[1]) / 2)), np.full(count, 0.5, np.float32))
+    birds, horses = (drawn(label, count, seed).astype(np.float32) for label in _BOTH)
+    return Candidates(np.uint8(np.rint((birds + horses) / 2)), np.full(count, 0.5, np.float32))
+
+
+def drawn(label: int, count: int, seed: int) -> np.ndarray:
+    """Random test images of a class, uint8 [count, 32, 32, 3]; image i depends on the seed and on i alone."""
+    rows = real("test", label)
+    return rows[np.random.Generator(np.random.Philox(key=[seed, label])).integers(len(rows), size=count)]
 
 
 def real(part: Literal["train", "test"], label: int) -> np.ndarray:
@@ -211,7 +208,8 @@ class Scores:
     """Of every candidate, [n] each."""
 
     guided: np.ndarray
-    """H of the guiding classifiers, by which images are chosen: the geometric mean over them and views of the image"""
+    """H of the guiding classifiers, by which images are chosen: the geometric mean over them and views of the image.
+    One of them may have a softmax, whose H is 0.5 at most (`cifar10_vgg`)"""
     hybrid: np.ndarray
     """H of the judging one"""
     bird: np.ndarray
@@ -277,9 +275,10 @@ class Jury:
 
 
 def choose(scores: Scores, count: int, most_distant: float) -> np.ndarray:
-    """The candidates that the guides take for both the most, of those no farther from real images than asked."""
-    order = np.argsort(-np.where(scores.distance <= most_distant, scores.guided, -1.0), kind="stable")
-    return order[:count]
+    """The candidates that the guides take for both the most, of those no farther from real images than asked: at most
+    `count`, none where all are farther."""
+    order = np.argsort(-scores.guided, kind="stable")
+    return order[scores.distance[order] <= most_distant][:count]
 
 
 def _mean_distance(rows: np.ndarray) -> float:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from gan import acai_experiment, diagram, experiment, pegasus
+from gan import acai, acai_experiment, diagram, experiment, pegasus
 from gan.acai_config import AutoencoderConfig
+from gan.acai_experiment import Trained as Autoencoder
 from gan.config import Config
 from gan.model import Gan
 from gan.pegasus import BIRD, HORSE, Candidates, Jury, Scores
+from gan.sampling import Trained as Generator
 from lib import images
 from lib.process import UserError
 from lib.report import Page, number, summary
@@ -66,13 +68,15 @@ class Route:
     candidates: Candidates
     scores: Scores
     chosen: np.ndarray
-    """[_BEST]: the candidates that are shown, the best one first"""
+    """[at most _BEST]: the candidates that are shown, the best one first"""
 
 
 def write(
     runs: Sequence[tuple[RunFolder, Config | AutoencoderConfig]], options: Pegasus, say: Callable[[str], None]
 ) -> str:
     """Writes best.png, batch64.png, candidates.png, pegasus.json and index.html to options.out; returns a summary."""
+    for folder, config in runs:
+        _check(folder, config)
     jury = Jury(options.guides, options.judge)
     out = options.out
     made: list[Made] = []
@@ -82,6 +86,7 @@ def write(
         say(f"{name}: {options.count} candidates of each route")
         if isinstance(config, AutoencoderConfig):
             trained = acai_experiment.open_run(config, folder)
+            models[name] = _parts_of_autoencoder(trained)
             candidates = pegasus.interpolated(trained, options.count, options.seed)
             if config.autoencoder.critic:
                 made.append(("interpolated", f"ACAI, {name}", candidates))
@@ -90,8 +95,9 @@ def write(
             else:
                 controls["autoencoder_blends"] = candidates.pixels
         else:
-            found, models[name] = _of_generator(folder, config, options)
-            made += found
+            trained = experiment.open_run(config, folder, ["best"])["best"]
+            made += _of_generator(name, trained, config, options)
+            models[name] = _parts_of_gan(trained.model)
     if not made:
         raise UserError("none of these runs is a route to a pegasus: give a generator of cifar10 or an ACAI run")
     routes = _judged(made, jury, options, say)
@@ -101,21 +107,26 @@ def write(
         *((name, jury.scores(pixels)) for name, pixels in controls.items()),
     ]:
         numbers |= {f"{name}.{k}": v for k, v in jury.numbers(scores).items()}
-    winner = max(routes, key=lambda route: route.scores.guided[route.chosen[0]])
+    shown = [route for route in routes if len(route.chosen)]
+    if not shown:
+        raise UserError(f"all candidates are farther than {options.most_distant:g} from the data: raise --most-distant")
+    winner = max(shown, key=lambda route: route.scores.guided[route.chosen[0]])
     record = {
         "n": options.count,
         "seed": options.seed,
         "runs": [folder.path.name for folder, _ in runs],
         "routes": {route.name: route.how for route in routes},
         "best": _best(winner),
-        "best_of_each_route": {route.name: _best(route) for route in routes},
+        "best_of_each_route": {route.name: _best(route) for route in shown},
         "numbers": numbers,
         "protocol": _protocol(options),
     }
     figures = _figures(out, routes, winner, controls, jury)
-    figures += [_diagram(out, name, model) for name, model in models.items()]
+    for name, columns in models.items():
+        figures.append((diagram.draw(out / f"model_{name}.png", columns), f"The networks of {name}."))
     write_json(out / "pegasus.json", record)
-    tried = _log(out, record)
+    np.savez(out / "scores.npz", **_all_scores(routes))
+    tried = _log(out, record, options)
     _page(out, record, figures, tried)
     return summary(numbers, _MAIN) + f"\n\nbest: {_told(record['best'])}\n{out / 'index.html'}"
 
@@ -132,15 +143,18 @@ def _judged(made: Sequence[Made], jury: Jury, options: Pegasus, say: Callable[[s
     return routes
 
 
-def _of_generator(folder: RunFolder, config: Config, options: Pegasus) -> tuple[list[Made], Gan]:
+def _check(folder: RunFolder, config: Config | AutoencoderConfig) -> None:
+    """Raises UserError for a run that has not learned birds and horses."""
     if config.data.source != "cifar10":
         raise UserError(f"{folder.path} was trained on {config.data.source}, not on cifar10")
-    labels = config.data.labels or tuple(range(10))
-    if not {BIRD, HORSE} <= set(labels):
+    if config.data.labels and not {BIRD, HORSE} <= set(config.data.labels):
         raise UserError(f"{folder.path} knows no birds and horses: they are the classes {BIRD} and {HORSE} of cifar10")
-    trained = experiment.open_run(config, folder)["best"]
+
+
+def _of_generator(name: str, trained: Generator, config: Config, options: Pegasus) -> list[Made]:
+    labels = config.data.labels or tuple(range(10))
     classes = (labels.index(BIRD), labels.index(HORSE)) if trained.model.classes else None
-    name, count, seed = folder.path.name, options.count, options.seed
+    count, seed = options.count, options.seed
     found = [
         (
             "optimised",
@@ -150,7 +164,7 @@ def _of_generator(folder: RunFolder, config: Config, options: Pegasus) -> tuple[
     ]
     if classes is not None:
         found.insert(0, ("mixed", f"{name}, classes mixed", pegasus.mixed(trained, classes, count, seed)))
-    return found, trained.model
+    return found
 
 
 def _towards(options: Pegasus) -> str:
@@ -178,6 +192,13 @@ def _best(route: Route) -> dict[str, Any]:
         "h_guide": float(s.guided[i]),
         "distance": float(s.distance[i]),
     }
+
+
+def _all_scores(routes: Sequence[Route]) -> dict[str, np.ndarray]:
+    """{"ROUTE.h": [n], ...} of all candidates, in their order."""
+    names = {"h": "hybrid", "h_guide": "guided", "bird": "bird", "horse": "horse", "distance": "distance"}
+    found = {f"{r.name}.{name}": getattr(r.scores, field) for r in routes for name, field in names.items()}
+    return found | {f"{r.name}.share_of_horse": r.candidates.shares for r in routes}
 
 
 def _told(best: dict[str, Any]) -> str:
@@ -210,10 +231,10 @@ def _figures(
         (
             _write(
                 out / "candidates.png",
-                np.concatenate([route.candidates.pixels[route.chosen] for route in routes]),
+                np.concatenate([_row(route) for route in routes]),
                 columns=_BEST,
             ),
-            f"The {_BEST} chosen images of each route, a row each: {names}.",
+            f"The {_BEST} chosen images of each route (black where there are fewer), a row each: {names}.",
         ),
     ]
     for route in routes:
@@ -225,19 +246,29 @@ def _figures(
     return [*figures, (path, f"Controls, a row each: {', '.join(controls)}.")]
 
 
+def _row(route: Route) -> np.ndarray:
+    """[_BEST, h, w, c]: the chosen images, and black ones where there are fewer."""
+    chosen = route.candidates.pixels[route.chosen]
+    return np.concatenate([chosen, np.zeros((_BEST - len(chosen), *chosen.shape[1:]), chosen.dtype)])
+
+
 def _write(path: Path, pixels: np.ndarray, **options: int) -> Path:
     """A grid of uint8 images."""
     return images.write(path, images.grid(images.from_uint8(pixels), **options))
 
 
-def _diagram(out: Path, name: str, model: Gan) -> tuple[Path, str]:
+def _parts_of_gan(model: Gan) -> dict[str, list[diagram.Part]]:
     z, x = jnp.zeros((2, model.latent)), jnp.zeros((2, *model.shape))
     y = jnp.zeros((2, model.classes)) if model.classes else None
-    columns = {
+    return {
         "generator": diagram.parts(model.generator, z, y, True),
         "critic": diagram.parts(model.critic, x, y, True),
     }
-    return diagram.draw(out / f"model_{name}.png", columns), f"The networks of {name}."
+
+
+def _parts_of_autoencoder(trained: Autoencoder) -> dict[str, list[diagram.Part]]:
+    nets = acai.networks(trained.model.options, trained.facts.shape[-1])
+    return {name: diagram.parts(net, jnp.zeros(shape)) for name, (net, shape) in nets.items()}
 
 
 def _protocol(options: Pegasus) -> str:
@@ -250,18 +281,22 @@ def _protocol(options: Pegasus) -> str:
     )
 
 
-def _log(out: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Appends this attempt to the log of the folder; returns all of them."""
+def _log(out: Path, record: dict[str, Any], options: Pegasus) -> list[dict[str, Any]]:
+    """Appends this attempt to the log of the folder; returns all of them. Only what one judge says is compared."""
     path = out / _LOG
     tried = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
     best = {key: record["best"][key] for key in ("route", "h", "h_guide", "distance")}
-    before = max((row["h"] for row in tried), default=None)
+    before = max((row["h"] for row in tried if row.get("judge", options.judge) == options.judge), default=None)
     tried.append(
         {
             "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "runs": record["runs"],
             "n": record["n"],
             "seed": record["seed"],
+            "steps": options.steps,
+            "guides": list(options.guides),
+            "judge": options.judge,
+            "most_distant": options.most_distant,
             **best,
             "improved_h_by": None if before is None else best["h"] - before,
         }
@@ -279,7 +314,8 @@ def _page(
     page.numbers(record["numbers"], record["protocol"])
     page.heading("Routes")
     for name, how in record["routes"].items():
-        page.text(f"{name}: {how}. Its chosen image: {_told(record['best_of_each_route'][name])}.")
+        best = record["best_of_each_route"].get(name)
+        page.text(f"{name}: {how}. {f'Its chosen image: {_told(best)}' if best else 'Nothing is near enough to data'}.")
     for path, caption in figures[4:]:
         page.figure(path, caption)
     page.heading("Discussion")

@@ -21,7 +21,7 @@ _CONFIRMED = 2
 """looks in a row that have to say the same"""
 _COLLAPSED_COVERAGE, _COLLAPSED_SPREAD = 0.5, 0.7
 _DIVERGED = 2.0
-_RANKED, _OVERPOWERED_ROWS = 0.99, 10
+_RANKED = 0.99
 _SWING, _SWINGS, _WINDOW = 1.5, 4, 8
 _SATURATING = ("non_saturating", "least_squares", "hinge")
 
@@ -48,12 +48,18 @@ def exhausted(looks: Sequence[Look], patience: int | None) -> bool:
     return found is None or found["step"] < looks[-patience]["step"]
 
 
+def superseded(kept: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """Of the steps of best checkpoints those that are not the best one of a training that ends at any of `ends`."""
+    needed = {max((step for step in kept if step <= end), default=None) for end in ends}
+    return [step for step in kept if step not in needed]
+
+
 def alarms(looks: Sequence[Look], logged: Sequence[Mapping[str, float]], objective: Objective) -> list[Alarm]:
     """Everything alarming, at most one alarm of each kind, at the step where it was first noticed.
 
-    `logged`: rows of metrics.jsonl with the critic's "gan.ranked" and "gan.loss".
+    `logged`: rows of metrics.jsonl with the critic's "gan.ranked".
     """
-    found = [_collapse(looks), _divergence(looks, logged), _oscillation(looks), _overpowering(logged, objective)]
+    found = [_collapse(looks), _divergence(looks), _oscillation(looks), _overpowering(looks, logged, objective)]
     return sorted((alarm for alarm in found if alarm), key=lambda alarm: alarm.step)
 
 
@@ -76,19 +82,13 @@ def _collapse(looks: Sequence[Look]) -> Alarm | None:
     return None
 
 
-def _divergence(looks: Sequence[Look], logged: Sequence[Mapping[str, float]]) -> Alarm | None:
-    """The score is twice its best, and stays there; or the loss is not a number any more."""
-    for row in logged:
-        if row.get("gan.loss") is None:
-            if "gan.loss" in row:
-                return Alarm("divergence", int(row["step"]), "the loss is not finite")
-        elif not math.isfinite(row["gan.loss"]):
-            return Alarm("divergence", int(row["step"]), "the loss is not finite")
+def _divergence(looks: Sequence[Look]) -> Alarm | None:
+    """The score is twice its best, and stays there. (A loss that is not finite ends a training at once.)"""
     run, lowest = 0, math.inf
     for look in looks:
         run = run + 1 if not look["score"] <= _DIVERGED * lowest else 0
         if run == _CONFIRMED:
-            message = f"the score is {look['score']:.3g}, its best was {lowest:.3g}: stop, or go on from the best one"
+            message = f"the score is {look['score']:.3g}, its best was {lowest:.3g}, and that checkpoint is kept: stop"
             return Alarm("divergence", int(look["step"]), message)
         if math.isfinite(look["score"]):
             lowest = min(lowest, look["score"])
@@ -120,18 +120,21 @@ def swings(scores: Sequence[float]) -> int:
     return count
 
 
-def _overpowering(logged: Sequence[Mapping[str, float]], objective: Objective) -> Alarm | None:
-    """The critic is always right: the generator's gradient then comes from the flat end of its loss.
+def _overpowering(looks: Sequence[Look], logged: Sequence[Mapping[str, float]], objective: Objective) -> Alarm | None:
+    """The critic is always right and the samples become no better: the generator's gradient then comes from the flat
+    end of its loss.
 
-    A Wasserstein critic is meant to be always right, and no alarm.
+    A Wasserstein critic is meant to be always right, and no alarm; nor is any while samples become better.
     """
     if objective not in _SATURATING:
         return None
-    run = 0
-    for row in logged:
-        if "gan.ranked" in row:
-            run = run + 1 if row["gan.ranked"] > _RANKED else 0
-            if run == _OVERPOWERED_ROWS:
-                message = "the critic ranks more than 99 % of all pairs rightly: a slower or smaller one may help"
-                return Alarm("overpowering", int(row["step"]), message)
+    run, before, lowest = 0, 0.0, math.inf
+    for look in looks:
+        ranked = [row["gan.ranked"] for row in logged if "gan.ranked" in row and before < row["step"] <= look["step"]]
+        stuck = bool(ranked) and float(np.mean(ranked)) > _RANKED and not look["score"] < lowest
+        run = run + 1 if stuck else 0
+        if run == _CONFIRMED:
+            message = "the critic ranks more than 99 % of all pairs rightly, and samples become no better: a slower or "
+            return Alarm("overpowering", int(look["step"]), f"{message}smaller one may help")
+        before, lowest = look["step"], min(lowest, look["score"]) if math.isfinite(look["score"]) else lowest
     return None

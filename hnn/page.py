@@ -13,7 +13,7 @@ from hnn.experiment import interval
 from hnn.systems import SYSTEMS, System, system_field
 from lib import plot
 from lib.report import Page, number, text_table
-from lib.run import RunFolder, write_json
+from lib.run import RunFolder, write_evaluation
 
 _ORDER = (
     "true_field",
@@ -52,7 +52,7 @@ def evaluate_run(
     curve = _training_curves(folder)
     if curve:
         pictures.append((curve, "Training loss, mean over seeds; the losses of different kinds of training differ."))
-    write_json(folder.path / "evaluation.json", {**numbers, "protocol": _protocol(config, system)})
+    write_evaluation(folder.path, numbers, _protocol(config, system))
     _write_page(config, system, folder, numbers, pictures)
     return numbers
 

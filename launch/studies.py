@@ -186,7 +186,8 @@ def _found(package: str, study: Study, options: Reproduce, name: str) -> dict[st
 
 
 def run(package: str, commands: Sequence[str], folder: Path, *options: str) -> dict[str, Any]:
-    """The evaluation of one run, whose commands are executed if it is not finished; `options` go to the first."""
+    """The evaluation of one run, and its speed where that was measured; its commands are executed if it is not
+    finished, `options` go to the first."""
     if not (folder / "report.html").exists():
         for k, command in enumerate(commands):
             data = data_folder() if "{data}" in command else None
@@ -196,12 +197,16 @@ def run(package: str, commands: Sequence[str], folder: Path, *options: str) -> d
             if status:
                 told = " ".join(["python -m", package, *words])
                 raise UserError(f"{told} failed with exit code {status}; the same command goes on")
-    return read_json(folder / "evaluation.json")
+    speed = folder / "speed.json"
+    return {**read_json(folder / "evaluation.json"), **(read_json(speed) if speed.exists() else {})}
 
 
 def run_environment(folder: Path) -> dict[str, Any]:
-    """Where a run comes from, without the paths of the machine in its command line."""
-    return {key: value for key, value in read_json(folder / "environment.json")[0].items() if key != "argv"}
+    """Where a run comes from, without the paths of the machine in its command line; and where its evaluation does."""
+    file = folder / "evaluated.json"
+    trained, evaluated = read_json(folder / "environment.json")[0], read_json(file) if file.exists() else {}
+    of_evaluation = {f"evaluation_{key}": evaluated[key] for key in ("utc_start", "git_commit") if key in evaluated}
+    return {key: value for key, value in (trained | of_evaluation).items() if key != "argv"}
 
 
 def _pictures(study: Study, run: Path, out: Path) -> list[str]:
@@ -217,7 +222,8 @@ def _minutes(run: Path) -> float:
 
 
 def _page(package: str, study: Study, command: str, found: dict[str, dict[str, Any]]) -> str:
-    lines = [f"# {study.title}", "", f"    {command}", "", f"Commit and environment of each run: {package}.json.", ""]
+    record = f"Commit and environment of each run, and commit of its evaluation: {package}.json."
+    lines = [f"# {study.title}", "", f"    {command}", "", record, ""]
     lines += _compared(study, {name: of["numbers"] for name, of in found.items()})
     for name, of in found.items():
         environment, numbers = of["environment"], of["numbers"]

@@ -70,7 +70,8 @@ class Checkpoints:
     """Whose save may not be on disk yet. Processes meet at barriers that Orbax names alike for all folders: of two that
     are saved at the same time, one would find the barrier of the other."""
 
-    def __init__(self, folder: Path, *, keep: int = 2):
+    def __init__(self, folder: Path, *, keep: int | None = 2):
+        """`keep`: how many there are at most, the newest ones; none: all that are not deleted."""
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self.folder = folder.absolute()
         self._damaged: set[int] = set()
@@ -99,6 +100,10 @@ class Checkpoints:
             )
         except (OSError, ValueError) as error:
             raise UserError(f"cannot save step {step} to {self.folder}: {_first_line(error)}") from error
+
+    def delete(self, step: int) -> None:
+        """Deletes one that is on disk."""
+        self._manager.delete(step)
 
     def wait(self) -> None:
         """Until the last save is on disk."""

@@ -73,6 +73,13 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
+def write_evaluation(folder: Path, numbers: dict[str, Any], protocol: str) -> None:
+    """Writes evaluation.json, the same to the bit for a run that was interrupted, and evaluated.json: when, with what
+    code and on what machine it was measured."""
+    write_json(folder / "evaluation.json", {**numbers, "protocol": protocol})
+    write_json(folder / "evaluated.json", environment())
+
+
 def check_out(out: Path, *suffixes: str) -> None:
     """Raises UserError where the file `out` cannot be written, before anything is computed.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lib import plot, report
 from lib.report import Page
-from lib.run import RunFolder, write_json
+from lib.run import RunFolder, write_evaluation
 from lib.sources import Dataset
 from ncsn.config import Config
 from ncsn.experiment import Trained
@@ -31,7 +31,7 @@ def evaluate_run(
     curve = _training_curve(folder)
     if curve:
         pictures.append((curve, "Training: the loss, and the squared error of the predicted noise per dimension."))
-    write_json(folder.path / "evaluation.json", {**numbers, "protocol": protocol})
+    write_evaluation(folder.path, numbers, protocol)
     _write_page(config, folder, numbers, protocol, pictures)
     return numbers
 

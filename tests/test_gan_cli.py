@@ -56,9 +56,10 @@ def template(tmp_path_factory):
         pass
     shutil.copytree(desk / "digits", desk / "blind")
     (desk / "blind" / "metrics.jsonl").unlink()
-    for i, value in enumerate((1.0, 2.0, 4.0)):
+    for i, value in enumerate((1.0, 2.0, 4.0, 8.0)):
         with RunFolder.start(desk / f"seed{i}", "gan", configs.to_json(replace(DIGITS, seed=i)), resume=False):
             numbers = {"best.fid.digits_cnn": value, "best.fid.digits_cnn.sd": 9.0, "protocol": "as it is"}
+            numbers["best.samples"] = 48 if i == 3 else 24
             write_json(desk / f"seed{i}" / "evaluation.json", numbers)
     return desk
 
@@ -100,6 +101,7 @@ REFUSED = [
     ("train mnist_dcgan --out R", "GRADIENT_FIELDS_DATA"),
     ("train digits_dcgan --data.source nowhere --out R", "nowhere: no such folder or file"),
     ("train digits_dcgan --data.source empty --out R", "empty holds no images"),
+    ("train digits_dcgan --data.source photos --optim.batch-size 8 --out R", "photos gives 3 images for tests"),
     ("train digits_dcgan --data.source odd.npz --out R", "9 x 9, need a height and width that 4 divides"),
     ("train mnist_cgan --data.source odd.npz --out R", "odd.npz has no labels"),
     ("train digits_dcgan --data.size-px 16 --out R", "digits has its own size"),
@@ -110,19 +112,24 @@ REFUSED = [
     ("evaluate strange", "strange is not a run folder"),
     ("evaluate unfinished", "unfinished holds no trained gan"),
     ("evaluate digits points", "differ in more than the seed"),
-    ("evaluate digits digits", "digits is not evaluated yet"),
+    ("evaluate digits seed1", "digits is not evaluated yet"),
+    ("evaluate seed0 seed1 seed1", "runs of the seeds 0, 1, 1: each has to have its own"),
+    ("evaluate seed0 seed3", "measured with 24, 48 samples: evaluate them alike"),
     ("evaluate seed0 seed1 --out numbers.txt", "must end in .json"),
     ("sample", "needs the folder of a run"),
     ("sample absent", "absent is not a run folder"),
-    ("sample stopped", "the training of gan is not finished"),
+    ("sample stopped --checkpoint last", "the training of gan is not finished"),
+    ("evaluate stopped", "the training of gan is not finished"),
     ("sample blind", "has no look at the samples"),
     # Samples
     ("sample digits --count 0", "count must be at least 1"),
     ("sample digits --out samples.jpg", "must end in .png or .npz, or be a folder"),
     ("sample digits --label 10", "the classes are 0 to 9"),
+    ("sample digits --seed -1", "seed must be between 0 and"),
     ("sample points --label 1", "this network knows no classes"),
     ("sample points --out folder", "points are written to .png or .npz"),
     ("interpolate digits --columns 1", "columns at least 2"),
+    ("interpolate digits --seed -1", "seed must be between 0 and"),
     ("interpolate points", "between them there is nothing to see"),
 ]
 
@@ -163,6 +170,7 @@ def test_samples_to_every_kind_of_file(here):
     assert pixels.shape == (5, 8, 8, 1) and pixels.dtype == np.uint8
     singly = [images.to_uint8(images.read(path))[..., :1] for path in sorted(Path("folder").iterdir())]
     np.testing.assert_array_equal(np.stack(singly), pixels[:3])  # a sample does not depend on their number
+    assert here("sample stopped --count 1 --out best.npz")[0] == 0  # what is best so far
     assert here("sample points --count 5 --out points.npz")[0] == 0
     with np.load("points.npz") as file:
         assert file["x"].shape == (5, 2)

@@ -43,7 +43,7 @@ def scores(guided, distance):
 def test_only_what_is_near_real_images_is_chosen_and_by_the_guides_alone():
     found = scores([0.9, 0.2, 0.8, 0.5], [3.0, 1.0, 1.4, 0.5])
     assert choose(found, 3, 1.5).tolist() == [2, 3, 1]
-    assert choose(found, 1, 9.0).tolist() == [0]
+    assert choose(found, 1, 9.0).tolist() == [0] and choose(found, 3, 0.4).tolist() == []
 
 
 def test_a_mixture_is_between_its_classes():
@@ -119,11 +119,20 @@ def write_autoencoder(path, config, facts):
         ("pegasus absent", "absent is not a run folder"),
         ("pegasus digits --guides cifar10_vgg cifar10_judge_b", "cifar10_judge_b is guide and judge"),
         ("pegasus digits --steps 0", "steps at least 1"),
+        ("pegasus digits --seed -1", "seed must be between 0 and"),
+        ("pegasus digits --most-distant 0", "most_distant must be positive"),
+        ("pegasus digits", "digits was trained on digits, not on cifar10"),
+        ("pegasus lines", "lines was trained on lines, not on cifar10"),
+        ("pegasus cats", "cats knows no birds and horses"),
         ("pegasus digits --out P.png", "it must be a folder"),
         ("pegasus digits --guides cifar10_cnn", "cifar10_cnn"),
     ],
 )
-def test_refused(here, line, message):
+def test_refused(here, tmp_path, line, message):
+    cats = replace(BIRDS_AND_HORSES, data=replace(BIRDS_AND_HORSES.data, labels=(3, 5)))
+    for name, config in {"digits": DIGITS, "lines": AUTOENCODERS["lines_acai"], "cats": cats}.items():
+        with RunFolder.start(tmp_path / name, "gan", configs.to_json(config), resume=False):
+            pass
     code, _, err = here(line)
     refused(code, err, message)
 
@@ -140,6 +149,9 @@ def test_from_runs_to_the_page(here, tmp_path, data_folder):
         code, out, err = here("pegasus sngan acai plain --out P --count 64 --steps 2 --guides cifar10_judge_a")
         assert code == 0, err
     record = json.loads(Path("P/pegasus.json").read_text())
+    with np.load("P/scores.npz") as file:
+        assert file["mixed.h"].shape == file["moved.distance"].shape == (64,)
+    assert Path("P/model_acai.png").exists()
     assert set(record["routes"]) == {"mixed", "optimised", "interpolated", "moved"} and record["n"] == 64
     numbers = record["numbers"]
     for name in (*record["routes"], "real_birds", "real_horses", "pixel_blends", "autoencoder_blends"):

@@ -1,5 +1,6 @@
 """python -m gan train and evaluate, whole, on small data; early ends; the watcher in a run folder."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -75,9 +76,9 @@ def test_misplaced_samples():
 
 @pytest.mark.slow
 def test_images_from_training_to_report(call):
-    call(f"{DIGITS} --optim.steps 100 --watch.every 50 --network.conditioning concatenation")
+    call(f"{DIGITS} --optim.steps 100 --watch.every 50 --checkpoint-every 50 --network.conditioning concatenation")
     numbers = numbers_of("R")
-    assert numbers["best.images_per_s"] > 0
+    assert json.loads(Path("R/speed.json").read_text())["best.images_per_s"] > 0
     for name in ("real", "best", "last"):
         assert numbers[f"{name}.fid.digits_cnn"] > 0
         assert 0 <= numbers[f"{name}.coverage.digits_cnn"] <= 1
@@ -86,6 +87,11 @@ def test_images_from_training_to_report(call):
     assert {"samples_best.png", "samples_last.png", "neighbours.png", "interpolation.png", "class_walk.png"} <= pictures
     seen = {path.name for path in Path("R/samples").iterdir()}
     assert seen == {f"{kind}_{step:07}.png" for kind in ("fixed", "fresh") for step in (50, 100)}
+
+    shutil.copytree("R", "stopped")
+    shutil.rmtree("stopped/checkpoints/gan/100")
+    call("train stopped --resume")  # batch norm, its running statistics and their average among the state
+    assert numbers_of("stopped") == numbers and by_step(rows_of("stopped")) == by_step(rows_of("R"))
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ from lib.features.net import outputs
 from lib.features.recipes import PRESETS, Config
 from lib.process import UserError
 from lib.report import Page, text_table
-from lib.run import RunFolder, read_json, write_bytes, write_json, write_text
+from lib.run import RunFolder, read_json, write_bytes, write_evaluation, write_text
 from lib.train import State, Step, fit, init_state
 
 PACKAGE = "lib.features"
@@ -217,7 +217,7 @@ def write_report(record: dict[str, Any], folder: RunFolder) -> None:
         f"{record['data']}: weights and temperature ({record['temperature']}) from training images alone, "
         "measured with the weights as they are in the file."
     )
-    write_json(folder.path / "evaluation.json", {**numbers, "protocol": protocol})
+    write_evaluation(folder.path, numbers, protocol)
     log, name = record["log"], record["name"]
     series = {"loss": (log["step"], log[f"{name}.loss"])}
     series["error rate"] = (log["step"], [1 - a for a in log[f"{name}.accuracy"]])
