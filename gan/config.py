@@ -247,7 +247,7 @@ _SNGAN = replace(
 )
 _VAE = replace(_DCGAN, optim=Optim("elbo", steps=50_000, lr=1e-3, b1=0.9, ema_decay=0.999))
 
-# 28x28 has two doublings; widths, steps and averages are our own, the rest is that of the recipe.
+# 28x28 has two doublings; widths, batches, learning rates, steps and averages are our own.
 _MNIST = {
     "data": Data("mnist"),
     "watch": Watch(every=500, samples=2000),

@@ -140,12 +140,15 @@ def train(args: Sequence[str]) -> None:
     shard.start(convolutions=config.network.kind != "mlp")
     if shard.primary():
         RunFolder.check(out, "ncsn", configs.to_json(config), resume=chosen.resume)
+    from lib.judge import check_measurable
     from ncsn import data, experiment, page
 
     mesh = shard.make_mesh(chosen.devices or experiment.default_devices(config))
     rows = data.load(config)
     known = data.facts(rows)
     experiment.check_fits(config, known)
+    if "image" in rows.test:
+        check_measurable(rows, config.data.source)
     with RunFolder.start(out, "ncsn", configs.to_json(config), resume=chosen.resume, primary=shard.primary()) as folder:
         say = _say if shard.primary() else lambda text: None
         trained = experiment.train(config, rows, known, folder, mesh, say, sharded=chosen.shard_state)

@@ -8,7 +8,6 @@ import math
 import jax
 import numpy as np
 
-from lib.judge import check_measurable
 from lib.process import UserError
 from lib.sources import Dataset, load_images
 from ncsn.config import Config
@@ -61,7 +60,6 @@ def load(config: Config) -> Dataset:
         found = _toy(config.seed)
     else:
         found = load_images(data.source, data.size_px, others=("toy_mixture",))
-        check_measurable(found, data.source)
     rows = next(iter(found.train.values()))
     if config.optim.batch_size > len(rows):
         raise UserError(f"optim.batch_size is {config.optim.batch_size}, but there are only {len(rows)} examples")
