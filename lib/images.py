@@ -18,6 +18,7 @@ from lib.run import write_bytes
 STILLS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 ENDINGS = (*STILLS, ".gif")
 MAX_PIXELS = 170_000_000  # just below the limit of Pillow, so that it is this one that is told
+_LONGEST_PX = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # what their encoders take
 # What Pillow raises for damaged files, apart from its own: OSError where it looked, the others where it did not.
 _DAMAGED = (SyntaxError, OSError, EOFError, ValueError, struct.error, MemoryError)
 
@@ -174,11 +175,25 @@ def _as_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
+def check_size(path: Path, height: int, width: int) -> None:
+    """Raises UserError where the format that the file's ending gives cannot hold an image of this size."""
+    most_px = _LONGEST_PX.get(path.suffix.lower())
+    if most_px is not None and max(height, width) > most_px:
+        raise UserError(f"{path}: a side of {max(height, width)} pixels is more than the {most_px} of this format")
+
+
 def write(path: Path, image: np.ndarray) -> Path:
-    """Writes one image [h, w, 1 | 3] in [-1, 1], all of it or nothing; the file's ending gives the format."""
+    """Writes one image [h, w, 1 | 3] in [-1, 1], all of it or nothing; the file's ending gives the format.
+
+    Raises UserError where the format cannot hold it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = io.BytesIO()
-    _as_image(to_uint8(image)).save(encoded, format=Image.registered_extensions()[path.suffix.lower()])
+    try:
+        _as_image(to_uint8(image)).save(encoded, format=Image.registered_extensions()[path.suffix.lower()])
+    except (ValueError, OSError) as error:  # of the encoder: nothing has touched the disk
+        h, w = image.shape[:2]
+        raise UserError(f"{path}: an image of {w} x {h} pixels cannot be encoded in this format ({error})") from None
     write_bytes(path, encoded.getvalue())
     return path
 

@@ -145,6 +145,10 @@ class Video:
             raise UserError(
                 "optim.tile-px is for images: frames are optimised at once, --longest-px makes them smaller"
             )
+        if self.optim.smallest_px != _MOVIE.smallest_px or self.optim.start != _MOVIE.start:
+            raise UserError("optim.smallest-px and optim.start are for images: frames begin as they are, at one scale")
+        if len(self.optim.iterations) > 2:
+            raise UserError("optim.iterations are two for movies: of frames with none before, and of the others")
 
 
 @dataclass(frozen=True)
@@ -205,10 +209,13 @@ def image(args: Sequence[str]) -> None:
     values = {k: v for k, v in configs.to_json(chosen).items() if k not in ("out", "run", "resume")}
     RunFolder.check(run, "stylize.image", values, resume=chosen.resume)
     shard = _start()
-    from stylize import commands
+    from stylize import commands, record
 
     task, network = commands.prepared(chosen, _say)
+    known = record.of(network)
+    record.check(run, known)
     with RunFolder.start(run, "stylize.image", values, resume=chosen.resume, primary=shard.primary()) as folder:
+        record.write(folder, known)
         _say(commands.image(chosen, task, network, folder, _say))
 
 
@@ -230,13 +237,17 @@ def train(args: Sequence[str]) -> None:
     shard = _start()
     if shard.primary():  # it is this one that makes the folder, perhaps before another looks
         RunFolder.check(out, "stylize", values, resume=chosen.resume)
-    from stylize import training, vgg
+    from stylize import record, training, vgg
 
     mesh = training.choose_mesh(config, chosen.devices)
     say = _say if shard.primary() else lambda text: None
     network = vgg.load(config.perception, say)
     materials = training.load_materials(config, network)
+    known = record.of(network, materials.photos)
+    if shard.primary():
+        record.check(out, known)
     with RunFolder.start(out, "stylize", values, resume=chosen.resume, primary=shard.primary()) as folder:
+        record.write(folder, known)
         training.train(config, network, materials, folder, mesh, say, sharded=chosen.shard_state)
         say(str(folder.path))
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -26,11 +25,10 @@ from lib import images
 from lib.process import Stopped, UserError
 from lib.run import RunFolder
 from lib.shard import compile_step, fetch, make_mesh, place
-from lib.train import init_state
 from stylize import training, vgg
 from stylize.apply import Stylizer
 from stylize.config import Config, Optimization, Perception
-from stylize.optimize import Task, build_step, schedule, targets, transformation
+from stylize.optimize import Task, begin, build_step, schedule, targets
 from stylize.training import Trained
 from stylize.vgg import LossNetwork
 
@@ -203,15 +201,13 @@ def optimize(
     h, w = task.content.shape[:2]
     planned = schedule(options, (h, w), network.stride)
     total, done = sum(steps for _, steps in planned), 0
-    params, tx = place(network.params, mesh), transformation(options)
+    params = place(network.params, mesh)
     step = compile_step(build_step(network, perception, options, mesh), mesh, "jit", in_specs=(P(), P()))
     x: np.ndarray | None = None
     for size, steps in planned:
         tell(done, total)
         batch = place(targets(network, params, task, size, mesh, tiled=False), mesh)
-        x = images.resize(task.content if x is None else x, *size)
-        fresh = init_state(jnp.asarray(x)[None], tx, jax.random.key(0))
-        state = place(jax.tree.map(jnp.array, fresh), mesh)  # copies: no array may be donated twice
+        state = begin(images.resize(task.content if x is None else x, *size), options, mesh)
         for _ in range(steps):
             tell(done, total)
             state = jax.block_until_ready(step(state, batch)[0])

@@ -7,8 +7,6 @@ luminance of the result is used (`match_luminance` before the transfer, `luminan
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
 _REC601 = np.array([0.299, 0.587, 0.114])
@@ -47,22 +45,15 @@ def match_luminance(style: np.ndarray, content: np.ndarray) -> np.ndarray:
     return _image(np.repeat((target.mean() + gain * (y - y.mean()))[..., None], 3, axis=-1))
 
 
-def match_color(style: np.ndarray, content: np.ndarray, method: Literal["pca", "cholesky"] = "pca") -> np.ndarray:
+def match_color(style: np.ndarray, content: np.ndarray) -> np.ndarray:
     """The style with the mean and covariance of the content's RGB values, by an affine map x -> A x + b of its own.
 
-    A S_style A^T = S_content has many solutions (the paper's colour histogram matching): "pca" is S_content^1/2
-    S_style^-1/2 with symmetric roots, as in Image Analogies; "cholesky" is L_content L_style^-1.
-    Raises ValueError for another method.
+    A S_style A^T = S_content has many solutions (the paper's colour histogram matching): this is S_content^1/2
+    S_style^-1/2 with symmetric roots, as in Image Analogies.
     """
     pixels, target = (np.asarray(image, np.float64).reshape(-1, 3) for image in (style, content))
     mean, target_mean = pixels.mean(0), target.mean(0)
-    if method == "pca":
-        a = _root(target) @ np.linalg.inv(_root(pixels, _LEAST_VARIANCE))
-    elif method == "cholesky":
-        # A little more than 0, because numpy has no factors of singular matrices, such as those of grey images.
-        a = _factor(target, 1e-12) @ np.linalg.inv(_factor(pixels, _LEAST_VARIANCE))
-    else:
-        raise ValueError(f"{method}: choose pca or cholesky")
+    a = _root(target) @ np.linalg.inv(_root(pixels, _LEAST_VARIANCE))
     return _image((target_mean + (pixels - mean) @ a.T).reshape(style.shape))
 
 
@@ -84,23 +75,11 @@ def _match_channel(values: np.ndarray, target: np.ndarray) -> np.ndarray:
     return (np.diff(at_ends) / np.diff(ends))[which].reshape(values.shape)
 
 
-def _spectrum(pixels: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues (at least `least`) and eigenvectors of the covariance of [n, 3]."""
+def _root(pixels: np.ndarray, least: float = 0.0) -> np.ndarray:
+    """The symmetric S^1/2 of the covariance S of [n, 3], with eigenvalues of S of at least `least`."""
     deviations = pixels - pixels.mean(0)
     variances, axes = np.linalg.eigh(deviations.T @ deviations / len(pixels))
-    return np.maximum(variances, least), axes
-
-
-def _root(pixels: np.ndarray, least: float = 0.0) -> np.ndarray:
-    """The symmetric S^1/2 of the covariance S of [n, 3]."""
-    variances, axes = _spectrum(pixels, least)
-    return (axes * np.sqrt(variances)) @ axes.T
-
-
-def _factor(pixels: np.ndarray, least: float) -> np.ndarray:
-    """The lower triangular L with L L^T = S, the covariance of [n, 3]."""
-    variances, axes = _spectrum(pixels, least)
-    return np.linalg.cholesky((axes * variances) @ axes.T)
+    return (axes * np.sqrt(np.maximum(variances, least))) @ axes.T
 
 
 def _image(pixels: np.ndarray) -> np.ndarray:

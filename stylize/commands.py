@@ -17,7 +17,7 @@ from lib import images
 from lib.process import UserError
 from lib.run import RunFolder
 from lib.shard import make_mesh
-from stylize import clips, color, data, page, training, vgg
+from stylize import clips, color, data, page, record, training, vgg
 from stylize import evaluate as evaluation
 from stylize.apply import Stylizer
 from stylize.config import Config
@@ -54,7 +54,9 @@ def task_of(options: Image) -> Task:
 
 def prepared(options: Image, say: Callable[[str], None]) -> tuple[Task, LossNetwork]:
     """The images and the loss network of a command. Raises UserError as both do, and where they do not fit together."""
-    task, network = task_of(options), vgg.load(options.perception, say)
+    task = task_of(options)
+    images.check_size(options.out, *task.content.shape[:2])
+    network = vgg.load(options.perception, say)
     _check_size(network, *task.content.shape[:2])
     if options.masks and tile_side(options.optim, task.content.shape[:2], regions=True):
         raise UserError("regions are not possible in tiles: choose a smaller --longest-px, and no --optim.tile-px")
@@ -88,8 +90,8 @@ def image(options: Image, task: Task, network: LossNetwork, folder: RunFolder, s
 def apply(options: Apply, config: Config, folder: RunFolder, say: Callable[[str], None]) -> str:
     """Stylises all images with the network in a run folder; returns where they are."""
     pairs = outputs(options.images, options.out)
-    for source, _ in pairs:
-        data.check_image(source)
+    for source, target in pairs:
+        images.check_size(target, *data.size_of(source))
     mix, stylize = _network(options, config, folder)
     for source, target in tqdm(pairs, unit="image", disable=None if len(pairs) > 1 else True, leave=False):
         images.write(target, stylize(data.read_image(source), mix))
@@ -147,8 +149,11 @@ def optimized_video(options: Video, clip: Clip, styles: Sequence[Path], say: Cal
         style_of(network, network.params, [jnp.asarray(x) for x in fitted], list(options.weights) or None)
     )
     chosen = {name: value for name, value in configs.to_json(options).items() if name not in _NOT_OF_FRAMES}
-    values = {"styles": [str(path) for path in styles], **chosen}
-    with RunFolder.start(options.out.with_suffix(".frames"), "stylize.video", values, resume=options.resume) as folder:
+    values, known = {"styles": [str(path) for path in styles], **chosen}, record.of(network)
+    frames = options.out.with_suffix(".frames")
+    record.check(frames, known)
+    with RunFolder.start(frames, "stylize.video", values, resume=options.resume) as folder:
+        record.write(folder, known)
         optimizer = FrameOptimizer(
             network, options.perception, options.optim, style, options.temporal_weight, folder.path / "samples", mesh
         )
@@ -169,6 +174,7 @@ def evaluate(options: Evaluate, config: Config, folder: RunFolder, say: Callable
     clips.check(options.clips)
     trained = training.open_run(config, folder)
     network, mesh = vgg.load(config.perception, say), make_mesh()
+    record.compare(folder.path, network, say)
     measured = options.measured
     numbers, pictures, protocol = evaluation.evaluate(trained, network, photos, measured, mesh, out / "figures", say)
     for path in options.clips:

@@ -139,7 +139,7 @@ class Network:
 
     def __post_init__(self) -> None:
         _require(self.width >= 1 and self.blocks >= 1, "network.width and network.blocks must be positive")
-        _require(self.kernel_px % 2 == 1, "network.kernel_px must be odd")
+        _require(self.kernel_px >= 1 and self.kernel_px % 2 == 1, "network.kernel_px must be odd, and at least 1")
 
 
 @dataclass(frozen=True)

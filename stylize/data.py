@@ -34,11 +34,16 @@ def read_image(path: Path) -> np.ndarray:
     return images.from_uint8(getattr(data, str(path))())
 
 
-def check_image(path: Path) -> None:
-    """Raises UserError where `read_image` would before it reads the pixels: soon, also for many images."""
-    if path.exists() or str(path) not in BUNDLED:
-        with images.opened(path):
-            pass
+def size_of(path: Path) -> tuple[int, int]:
+    """(h, w) of an image as it is stored, perhaps turned.
+
+    Raises UserError where `read_image` would before it reads the pixels: soon, also for many images.
+    """
+    if not path.exists() and str(path) in BUNDLED:
+        h, w, _ = read_image(path).shape
+        return h, w
+    with images.opened(path) as image:
+        return image.height, image.width
 
 
 def squares(paths: Sequence[Path], side: int) -> np.ndarray:

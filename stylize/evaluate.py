@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from lib import images, plot
 from lib.shard import place
 from stylize import data
 from stylize.apply import Stylizer
-from stylize.config import BASELINES, Evaluation, Optimization
+from stylize.config import BASELINES, Baseline, Evaluation, Optimization
 from stylize.loss import (
     Content,
     Style,
@@ -30,7 +30,7 @@ from stylize.loss import (
     perceptual_loss,
     style_losses,
 )
-from stylize.optimize import compile_trace, noise
+from stylize.optimize import begin, compile_iterations, compile_trace, noise
 from stylize.training import Trained, style_targets
 from stylize.vgg import LossNetwork
 
@@ -38,20 +38,39 @@ Picture = tuple[Path, str]
 _SHOWN = 6
 _BORDER_PX = 8
 _WINDOW_BINS = 6
+_TIMED = 5  # photographs
+
+_DESCRIBED: dict[Baseline, str] = {
+    "gatys": "gatys: as the published programs, L-BFGS from noise, memory 100, steps of length 1 without a line "
+    "search, an evaluation each, pairs that bend down left out, blind to what a file cannot show.",
+    "lbfgs_noise": "lbfgs_noise: L-BFGS (zoom line search) on the pixels of each photograph, from noise.",
+    "adam_noise": f"adam_noise: Adam at {Optimization().lr:g}, from noise.",
+    "lbfgs_content": "lbfgs_content: L-BFGS (zoom line search) from the photograph itself.",
+}
+_COMPARED = (
+    "All of these are measured between black and white, not rounded. equal_iterations: after how many iterations the "
+    "objective is at most the network's, the limit counted where it never is (never_reached: share of photographs; "
+    "diverged: share of those where it is not finite in the end). evaluations: of the objective and its gradient. "
+    f"seconds: of all iterations, the median over the first {_TIMED} photographs, by a warm program that measures "
+    "nothing; those of the network are from image to image. "
+)
+_EQUALS_ADAM = (
+    "equals_adam: how many iterations of L-BFGS come to where all of Adam's do, and their time as a share of Adam's. "
+)
 
 
 class Judge:
     """The objective of 8-bit images against a photograph and the style."""
 
     def __init__(self, trained: Trained, network: LossNetwork, mesh: Mesh, style: int):
-        self.network, self._options = network, trained.config.perception
+        self.network, self.perception = network, trained.config.perception
         self.params = place(network.params, mesh)
         grams = style_targets(trained.config, network, self.params)
         self.style: Style = everywhere({layer: g[style] for layer, g in grams.items()})
 
         @jax.jit
         def measured(params: Any, x: jax.Array, style: Style, content: Content) -> dict[str, jax.Array]:
-            total, terms = perceptual_loss(network, self._options, params, x, style, content)
+            total, terms = perceptual_loss(network, self.perception, params, x, style, content)
             found = network.features(params, x, network.layers)
             by_style = style_losses(found, style, relative=False)
             by_content = content_losses(found, content, relative=False)
@@ -108,41 +127,32 @@ def evaluate(
     spent_s = _seconds(lambda: stylize(chosen[0], mix))
     numbers["network.seconds"] = spent_s
     pictures = [_contact_sheet(chosen, made, out, "network", "the network")]
-    curves: dict[str, list[float]] = {}
-    measured: dict[str, np.ndarray] = {}
+    runs: dict[Baseline, _Runs] = {}
     for name in options.against:
         method = BASELINES[name]
         how = f"{options.iterations} iterations of {method.optimizer} from {method.start}"
         say(f"{name}: {how} on each")
-        run = compile_trace(network, trained.config.perception, method, mesh, options.iterations)
-        traces, optimized, each_s, evaluations = _optimized(run, judge, chosen, method.start, mesh, say)
-        measured[name] = traces
-        equal = _reached(traces, net)
+        found = runs[name] = _optimized(judge, chosen, method, options.iterations, mesh, say)
+        equal = _reached(found.objective, net)
         numbers |= {
             f"{name}.equal_iterations": float(np.mean(np.minimum(equal, options.iterations))),
             f"{name}.equal_iterations.sd": float(np.std(np.minimum(equal, options.iterations))),
             f"{name}.equal_iterations_least": float(equal.min()),
             f"{name}.never_reached": float(np.mean(equal > options.iterations)),
-            f"{name}.diverged": float(np.mean(~np.isfinite(traces).all(1))),
-            f"{name}.seconds": each_s,
-            f"{name}.evaluations": float(evaluations),
-            f"{name}.objective": float(np.mean(traces[:, -1])),
-            f"{name}.seconds_over_network": each_s / spent_s,
+            f"{name}.diverged": float(np.mean(~np.isfinite(found.objective).all(1))),
+            f"{name}.seconds": found.seconds,
+            f"{name}.evaluations": float(np.mean(found.evaluations.sum(1))),
+            f"{name}.objective": float(np.mean(found.objective[:, -1])),
+            f"{name}.seconds_over_network": found.seconds / spent_s,
         }
-        curves[name] = list(traces.mean(0)[1:])
-        pictures.append(_contact_sheet(chosen, optimized, out, name, how))
-    if "adam_noise" in measured and "lbfgs_noise" in measured:
-        count = float(np.mean(_reached(measured["lbfgs_noise"], measured["adam_noise"][:, -1])))
+        pictures.append(_contact_sheet(chosen, found.images, out, name, how))
+    if "adam_noise" in runs and "lbfgs_noise" in runs:
+        lbfgs, adam = runs["lbfgs_noise"], runs["adam_noise"]
+        count = float(np.mean(_reached(lbfgs.objective, adam.objective[:, -1])))
         numbers["lbfgs_noise.equals_adam_iterations"] = count
-        numbers["lbfgs_noise.equals_adam_share_of_seconds"] = (
-            count / options.iterations * numbers["lbfgs_noise.seconds"] / numbers["adam_noise.seconds"]
-        )
-    if curves:
-        curves["the network"] = [float(net.mean())] * options.iterations
-        steps = list(range(1, options.iterations + 1))
-        series = {name: (steps, values) for name, values in curves.items()}
-        path = plot.curves(out / "objective.png", series, x="iterations", y="objective, mean over photographs")
-        pictures.append((path, "The network's objective beside those of optimised pixels."))
+        numbers["lbfgs_noise.equals_adam_share_of_seconds"] = count / options.iterations * lbfgs.seconds / adam.seconds
+    if runs:
+        pictures += _curves(runs, float(net.mean()), spent_s, out)
     dimmed = [_dimmed(photo) for photo in chosen]
     numbers["network.half_contrast_ssim"] = _similarity(made, [stylize(photo, mix) for photo in dimmed])
     numbers["photograph.half_contrast_ssim"] = _similarity(chosen, dimmed)
@@ -152,41 +162,83 @@ def evaluate(
     return numbers, pictures, _protocol(trained, network, options, len(chosen))
 
 
+class _Runs(NamedTuple):
+    """An optimiser on the pixels of each photograph."""
+
+    objective: np.ndarray
+    """[photographs, iterations + 1]"""
+    evaluations: np.ndarray
+    """[photographs, iterations]: of each iteration"""
+    images: list[np.ndarray]
+    """[h, w, 3] each"""
+    seconds: float
+    """of all iterations, median"""
+
+
 def _optimized(
-    run: Callable[[np.ndarray, Any], tuple[jax.Array, jax.Array, jax.Array]],
     judge: Judge,
     photos: Sequence[np.ndarray],
-    start: str,
+    method: Optimization,
+    iterations: int,
     mesh: Mesh,
     say: Callable[[str], None],
-) -> tuple[np.ndarray, list[np.ndarray], float, float]:
-    """(objective [photos, iterations + 1], results, median seconds of a run, mean evaluations of a run)."""
-    traces, results, seconds, evaluations = [], [], [], []
+) -> _Runs:
+    """Traces come from a program that measures each iteration, the time from one that does not."""
+    measured = compile_trace(judge.network, judge.perception, method, mesh, iterations)
+    plain = compile_iterations(judge.network, judge.perception, method, mesh, iterations)
+    objective, evaluations, results, seconds = [], [], [], []
     for k, photo in enumerate(photos):
         batch = place({"params": judge.params, "style": judge.style, "content": judge.content(photo)}, mesh)
-        x = photo if start == "content" else noise(k, photo.shape[:2])
-        if k == 0:
-            jax.block_until_ready(run(x, batch))  # compilation is not counted
-        began = time.perf_counter()
-        image, values, tries = jax.block_until_ready(run(x, batch))
-        seconds.append(time.perf_counter() - began)
-        traces.append(np.asarray(values))
+        x = photo if method.start == "content" else noise(k, photo.shape[:2])
+        image, values, tries = measured(x, batch)
+        objective.append(np.asarray(values))
+        evaluations.append(np.asarray(tries))
         results.append(np.clip(np.asarray(image)[0], -1, 1))
-        evaluations.append(float(np.sum(tries)))
+        for _ in range((k < _TIMED) + (k == 0)):  # the first one twice: compilation is not counted
+            state = jax.block_until_ready(begin(x, method, mesh))
+            began = time.perf_counter()
+            jax.block_until_ready(plain(state, batch))
+            seconds.append(time.perf_counter() - began)
         if (k + 1) % 10 == 0:
             say(f"{k + 1} of {len(photos)}")
-    return np.stack(traces), results, float(np.median(seconds)), float(np.mean(evaluations))
+    return _Runs(np.stack(objective), np.stack(evaluations), results, float(np.median(seconds[1:])))
 
 
 def _reached(traces: np.ndarray, values: np.ndarray) -> np.ndarray:
     """[photos]: the first iteration after which the objective is at most the photograph's value.
 
-    `traces` [photos, iterations + 1], `values` [photos]; where it never is one more than there are iterations, or the
-    first one whose objective is not finite.
+    `traces` [photos, iterations + 1], `values` [photos]; where it never is, one more than there are iterations.
     """
-    below, finite = traces <= values[:, None], np.isfinite(traces)
-    end = np.where(finite.all(1), traces.shape[1], finite.argmin(1))
-    return np.where(below.any(1), below.argmax(1), end)
+    below = traces <= values[:, None]
+    return np.where(below.any(1), below.argmax(1), traces.shape[1])
+
+
+def _curves(runs: dict[Baseline, _Runs], network: float, network_s: float, out: Path) -> list[Picture]:
+    """The mean objective over iterations; and over what they cost, in evaluations and in seconds."""
+    steps = {name: range(1, found.objective.shape[1]) for name, found in runs.items()}
+    means = {name: found.objective.mean(0)[1:] for name, found in runs.items()}
+    series = {name: (steps[name], list(means[name])) for name in runs}
+    longest = max(steps.values(), key=len)
+    series["the network"] = (longest, [network] * len(longest))
+    y = "objective, mean over photographs"
+    over_iterations = plot.curves(out / "objective.png", series, x="iterations", y=y)
+
+    figure, axes = plot.panels(1, 2, width=4.2, height=3.2, sharey=True)
+    by_evaluations, by_seconds = axes[0]
+    for color, (name, found) in zip(plot.COLORS, runs.items(), strict=False):
+        tries = found.evaluations.cumsum(1).mean(0)
+        by_evaluations.loglog(tries, means[name], label=name, color=color)
+        by_seconds.loglog(found.seconds * tries / tries[-1], means[name], color=color)
+    for ax in axes[0]:
+        ax.axhline(network, label="the network", color=plot.COLORS[-1], linestyle="--")
+    by_seconds.plot(network_s, network, "o", color=plot.COLORS[-1])
+    by_evaluations.set(xlabel="evaluations of objective and gradient", ylabel=y)
+    by_seconds.set(xlabel="seconds a photograph")
+    by_evaluations.legend()
+    return [
+        (over_iterations, "The network's objective beside those of optimised pixels."),
+        (plot.save(figure, out / "objective_cost.png"), "The same over what they cost; the dot: the network's time."),
+    ]
 
 
 def _seconds(call: Callable[[], object], repeats: int = 7) -> float:
@@ -274,6 +326,8 @@ def _contact_sheet(photos: Sequence[np.ndarray], made: Sequence[np.ndarray], out
 
 def _protocol(trained: Trained, network: LossNetwork, options: Evaluation, photos: int) -> str:
     perception = trained.config.perception
+    against = tuple(dict.fromkeys(options.against))
+    compared = " ".join(_DESCRIBED[name] for name in against)
     return (
         f"{photos} photographs, the squares in their middles at {options.size_px} pixels, style "
         f"{trained.styles[options.style]}; images rounded to 8 bits. objective: {perception.style_weight:g} style + "
@@ -281,15 +335,9 @@ def _protocol(trained: Trained, network: LossNetwork, options: Evaluation, photo
         f"{', '.join(network.style_layers)}; content: ||F - P||^2 / ||P||^2 at {', '.join(network.content_layers)} "
         f"({perception.pooling} pooling, weights {network.weights_sha256[:12]}); style_LAYER and content_LAYER: mean "
         "squared differences of G = F F^T / (h w c) and of F. photograph, style_image, noise: these themselves in the "
-        "place of the result. lbfgs_START: L-BFGS (zoom line search) on the pixels of each photograph, "
-        "from noise or from itself; gatys: as the published programs, from noise, memory 100, steps of length 1 "
-        "without a line search, an evaluation each, pairs that bend down left out, blind to what a file cannot show; "
-        f"adam_noise: Adam at {Optimization().lr:g}. All are measured as a file shows them. equal_iterations: after "
-        "how many iterations its objective is at most the network's, the limit counted where it never is "
-        "(never_reached: share of photographs; diverged: share of those where it is not finite in the end, what came "
-        "before counts). seconds: median, without compilation. equals_adam: how many iterations of L-BFGS come to "
-        "where all of Adam's do, and their time as a share of Adam's. half_contrast_ssim: structural similarity of "
-        "what is made of a photograph and of the same at half its contrast. spectral_peak: power at the "
-        "frequencies 1/2 and 1/4 over that beside them. border_contrast: of the outer 8 pixels over the inner, "
-        "relative to photographs."
+        f"place of the result. {f'{compared} {_COMPARED}' if against else ''}"
+        f"{_EQUALS_ADAM if {'lbfgs_noise', 'adam_noise'} <= set(against) else ''}"
+        "half_contrast_ssim: structural similarity of what is made of a photograph and of the same at half its "
+        "contrast. spectral_peak: power at the frequencies 1/2 and 1/4 over that beside them. border_contrast: of the "
+        "outer 8 pixels over the inner, relative to photographs."
     )

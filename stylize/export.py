@@ -13,6 +13,7 @@ from lib import config as configs
 from lib.features import weights
 from lib.process import UserError
 from lib.run import RunFolder, read_json, write_json, write_text
+from stylize import record
 from stylize.config import Config
 
 WEIGHTS = "network.safetensors"
@@ -20,7 +21,8 @@ _LINES = 100  # of the training's metrics that are kept, about
 
 
 def write(config: Config, params: Any, names: Sequence[str], folder: RunFolder, out: Path) -> None:
-    """The network of a run in the new folder `out`: weights, configuration, environment, a thinned log.
+    """The network of a run in the new folder `out`: weights, configuration, environment, a thinned log, and the
+    record of what it was trained with where there is one.
 
     The images of its styles, `names`, go along; of all other files only the names are kept. Raises UserError where
     `out` cannot be made.
@@ -39,6 +41,8 @@ def write(config: Config, params: Any, names: Sequence[str], folder: RunFolder, 
         perception=dataclasses.replace(config.perception, weights=None),  # only evaluations load them: each its own
         warm_start=None if config.warm_start is None else _name(config.warm_start),
     )
+    if (folder.path / record.FILE).exists():
+        shutil.copyfile(folder.path / record.FILE, out / record.FILE)
     records = read_json(folder.path / "environment.json")
     rows = folder.metrics()
     kept = sorted({*range(0, len(rows), max(1, len(rows) // _LINES)), *range(len(rows))[-1:]})

@@ -141,22 +141,6 @@ def link(previous: np.ndarray, current: np.ndarray, *, flow: Flow = dis) -> Link
     return Link(back, cv2.GaussianBlur(np.where(returning, 1, np.float32(0.5) * same), (0, 0), _FADING_PX))
 
 
-def warping_error(
-    outputs: Iterable[np.ndarray], inputs: Iterable[np.ndarray], *, flow: Flow = tvl1, gap: int = 1, every: int = 1
-) -> WarpingError:
-    """How much outputs t and t + gap differ where the motion of the inputs says that they show the same.
-
-    E = sum M (warp(O_{t+gap}, f) - O_t)^2 / sum M, the mean over pairs; f is the flow from input t to t + gap, M its
-    `reliable` mask, and squares are means over the three channels of values in [0, 1], as Lai et al. compute it (2018,
-    arXiv 1808.00449); t is every `every`-th frame. Pairs without a reliable pixel do not count, nor do those with a cut
-    between (`link`): across it nothing moves, but by chance some pixels look as if. The error of a grey movie is 0:
-    compare it with that of the input, warping_error(inputs, inputs), and look at the style too. Holds `gap` pairs of
-    frames in memory.
-    Raises UserError where the numbers or the sizes of frames differ, and where there is no pair.
-    """
-    return warping_errors([outputs], inputs, flow=flow, gap=gap, every=every)[0][0]
-
-
 def warping_errors(
     movies: Sequence[Iterable[np.ndarray]],
     inputs: Iterable[np.ndarray],
@@ -166,10 +150,21 @@ def warping_errors(
     gap: int = 1,
     every: int = 1,
 ) -> list[list[WarpingError]]:
-    """`warping_error` by [check][movie], of several movies made of one input, whose motion is found once for them all.
+    """How much outputs t and t + gap differ where the motion of the inputs says that they show the same.
+
+    By [check][movie], of several movies made of one input, whose motion is found once for them all.
+
+    E = sum M (warp(O_{t+gap}, f) - O_t)^2 / sum M, the mean over pairs; f is the flow from input t to t + gap, M its
+    `reliable` mask, and squares are means over the three channels of values in [0, 1], as Lai et al. compute it (2018,
+    arXiv 1808.00449); t is every `every`-th frame. Pairs without a reliable pixel do not count, nor do those with a cut
+    between (`link`): across it nothing moves, but by chance some pixels look as if. The error of a grey movie is 0:
+    compare it with that of the input, warping_errors([inputs], inputs), and look at the style too. Holds `gap` pairs of
+    frames in memory.
 
     With a check, another method, pixels count only where the two find the same to less than a pixel: what moves fast
     and has little texture can pass for standing still, forward and backward.
+
+    Raises UserError where the numbers or the sizes of frames differ, and where there is no pair.
     """
     if min(gap, every) < 1:
         raise ValueError(f"a gap of {gap} frames, at every {every}")

@@ -9,19 +9,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from lib import images
-from lib.shard import place
+from lib.shard import fetch, place
 from stylize import movies
 from stylize.config import Optimization, Perception
 from stylize.flow import Link, carry, link
 from stylize.loss import Style, content_of
 from stylize.movies import Clip, Frame
-from stylize.optimize import compile_trace
+from stylize.optimize import begin, compile_iterations
 from stylize.vgg import LossNetwork
 from stylize.writer import Writer
 
@@ -76,7 +77,7 @@ def stylize_movie(
     count = 0
     with (
         Writer(out, clip, size=size) as writer,
-        tqdm(total=clip.frames, desc=out.name, unit="frame", disable=None, leave=False) as bar,
+        tqdm(total=clip.frames_within(longest_s), desc=out.name, unit="frame", disable=None, leave=False) as bar,
     ):
         for frame, motion in linked(clip.path, longest_px=longest_px, flow=flow):
             if longest_s is not None and frame.time_s >= longest_s:
@@ -94,8 +95,8 @@ def stylize_movie(
 class FrameOptimizer:
     """Stylises a frame by optimisation (Ruder et al., arXiv 1604.08610), each from the one before where there is one.
 
-    Frames with none before take the first of `iterations`, the others the last. Frames are kept in `folder`, and a
-    stopped movie goes on with them: what comes before a frame is what was saved of it.
+    Frames with none before take the first of `iterations`, the others the last, all at one scale. Frames are kept in
+    `folder`, and a stopped movie goes on with them: what comes before a frame is what was saved of it.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class FrameOptimizer:
         self._network, self._options, self._folder, self._weight = network, options, folder, temporal_weight
         self._params, self._style = place(network.params, mesh), style
         self._mesh, self._count = mesh, 0
-        self._run = functools.cache(lambda count: compile_trace(network, perception, options, mesh, count))
+        self._run = functools.cache(lambda count: compile_iterations(network, perception, options, mesh, count))
 
     def __call__(self, image: np.ndarray, before: np.ndarray | None, mask: np.ndarray | None) -> np.ndarray:
         path = self._folder / f"{self._count:06d}.png"
@@ -131,6 +132,7 @@ class FrameOptimizer:
             self._mesh,
         )
         iterations = self._options.iterations[0 if before is None else -1]
-        for done in range(0, iterations, _CHUNK):
-            x = np.asarray(self._run(min(_CHUNK, iterations - done))(x, batch)[0])[0]
-        return images.read(images.write(path, x))
+        state = begin(x, self._options, self._mesh)
+        for done in range(0, iterations, _CHUNK):  # between programs a signal is heard
+            state, _ = jax.block_until_ready(self._run(min(_CHUNK, iterations - done))(state, batch))
+        return images.read(images.write(path, fetch(state.params)[0]))

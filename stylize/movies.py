@@ -7,6 +7,7 @@ What is written has the frame count, size, frame rate, time stamps and sound of 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -50,6 +51,16 @@ class Clip:
     start_s: Fraction  # of the earliest stream, which `Frame.time_s` counts from
     pixel_aspect: Fraction  # width of a pixel over its height
     colour: tuple[int, int, int]  # matrix, primaries and transfer by their numbers in ITU-T H.273
+
+    def frames_within(self, longest_s: float | None) -> int | None:
+        """How many frames, about, there are in the first `longest_s` or in all; None where nothing tells."""
+        frames = self.frames
+        if frames is None and self.duration_s is not None:
+            frames = round(self.duration_s * self.frames_per_s)
+        if longest_s is None or longest_s == math.inf:
+            return frames
+        most = math.ceil(longest_s * self.frames_per_s)
+        return most if frames is None else min(frames, most)
 
 
 @dataclass(frozen=True)

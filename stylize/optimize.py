@@ -327,12 +327,38 @@ def noise(seed: int, size: tuple[int, int]) -> np.ndarray:
     return np.random.Generator(np.random.Philox(seed)).uniform(-0.5, 0.5, (*size, 3)).astype(np.float32)
 
 
+def begin(x: np.ndarray, options: Optimization, mesh: Mesh) -> State:
+    """Before the first iteration, from x [h, w, 3]. No two of its arrays share memory: all of it can be donated."""
+    fresh = init_state(jnp.asarray(x)[None], transformation(options), jax.random.key(0))
+    return place(jax.tree.map(lambda leaf: jnp.array(leaf, leaf.dtype), fresh), mesh)
+
+
+def compile_iterations(
+    network: LossNetwork, perception: Perception, options: Optimization, mesh: Mesh, count: int
+) -> Callable[[State, Any], tuple[State, jax.Array]]:
+    """`run(state, batch) -> (state, evaluations [count])`: so many iterations in one program, and nothing else.
+
+    The state is what `begin` or an earlier run gave, which is donated; `batch` as in `objective`.
+    """
+    step = build_step(network, perception, options, mesh)
+
+    def iterations(state: State, batch: Any) -> tuple[State, jax.Array]:
+        def one(state: State, _: None) -> tuple[State, jax.Array]:
+            state, metrics = step(state, batch)
+            return state, metrics["evaluations"]
+
+        return jax.lax.scan(one, state, None, length=count)
+
+    return compile_step(iterations, mesh, "jit", in_specs=(P(), P()))
+
+
 def compile_trace(
     network: LossNetwork, perception: Perception, options: Optimization, mesh: Mesh, iterations: int
 ) -> Callable[[np.ndarray, Any], tuple[jax.Array, jax.Array, jax.Array]]:
     """`run(x, batch) -> (image [1, h, w, 3], objective [iterations + 1], evaluations [iterations])` in one program.
 
-    objective[n] is that of the image after n iterations as a file shows it; `batch` as in `objective`.
+    objective[n] is that of the image after n iterations between black and white, as a file shows it, though not rounded
+    to 256 levels; where the optimiser does not see it so, that takes an evaluation more. `batch` as in `objective`.
     """
     step, tx = build_step(network, perception, options, mesh), transformation(options)
     loss = objective(network, perception, mesh)

@@ -33,6 +33,7 @@ from stylize.vgg import LossNetwork
 
 NAME = "transfer"
 _STEPS_PER_CALL = 5
+_LEAST_KEPT_PX = 512  # longest side of the style images that a run keeps, where it is trained with smaller ones
 _MARGIN = 1.25  # squares of photographs are by default this much larger than the crops that are cut out of them
 _BEYOND_WEIGHT = 10.0  # of the squares of what is beyond black and white
 _IDENTITY_WEIGHT = 5.0  # of the squared error of pixels that are to stay as they are
@@ -310,8 +311,9 @@ def train(
     """Trains, or goes on. The batch is spread over the mesh, with `sharded` the state too."""
     photos, grams = materials.photos, materials.grams
     if folder.primary:
-        # The run shows what it was trained for, wherever the images go.
-        for name, image in zip(style_names(config), data.load_styles(config.styles, 512), strict=True):
+        # The run shows what it was trained for, wherever the images go, and what is exported of it is measured by them.
+        kept_px = config.style_px and max(_LEAST_KEPT_PX, config.style_px)
+        for name, image in zip(style_names(config), data.load_styles(config.styles, kept_px), strict=True):
             images.write(folder.path / "styles" / f"{name}.png", image)
     with Checkpoints(folder.checkpoints / NAME) as checkpoints:
         untrained = dataclasses.replace(start_state(config), params=materials.params)

@@ -203,6 +203,12 @@ def test_default_weights(tmp_path, monkeypatch, data_folder):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if (data_folder / "weights" / vgg.PARTIAL_FILE).exists():
         assert vgg.load_default("vgg19").layers[-1] == "pool3"
+    monkeypatch.setenv("GRADIENT_FIELDS_DATA", str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / vgg.PARTIAL_FILE).write_text("damaged")
+    with pytest.raises(UserError, match=f"{vgg.PARTIAL_FILE} is not a weight file") as damaged:
+        vgg.load_default("vgg19")
+    assert not isinstance(damaged.value, vgg.NoWeights)
     monkeypatch.delenv("GRADIENT_FIELDS_DATA")
     for name in ("vgg16", "vgg19"):
         with pytest.raises(UserError, match=f"{name}.safetensors is missing: `python -m lib.features get {name}`"):

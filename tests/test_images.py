@@ -36,6 +36,20 @@ def test_values_outside_are_clipped():
     np.testing.assert_array_equal(images.to_uint8(np.array([-3.0, -1.0, 0.0, 1.0, 2.0])), [0, 0, 128, 255, 255])
 
 
+@pytest.mark.parametrize(("name", "most_px"), [("x.webp", 16383), ("x.jpg", 65500)])
+def test_sides_that_a_format_cannot_hold(tmp_path, name, most_px):
+    path, image = tmp_path / name, np.zeros((1, most_px, 3), np.float32)
+    images.check_size(path, 1, most_px)
+    assert images.read(images.write(path, image)).shape == image.shape
+    path.unlink()
+    with pytest.raises(UserError, match=f"a side of {most_px + 1} pixels is more than the {most_px} of this format"):
+        images.check_size(path, most_px + 1, 1)
+    with pytest.raises(UserError, match=f"an image of {most_px + 1} x 1 pixels cannot be encoded in this format"):
+        images.write(path, np.zeros((1, most_px + 1, 3), np.float32))
+    assert not list(tmp_path.iterdir())
+    images.check_size(tmp_path / "x.png", 1, 10**6)
+
+
 def test_one_channel_is_written_as_grey(tmp_path):
     path = images.write(tmp_path / "x.png", scaled(RGB[..., :1]))
     with Image.open(path) as image:

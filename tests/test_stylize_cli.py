@@ -17,12 +17,12 @@ from lib import config as configs
 from lib import images
 from lib.features import weights
 from lib.run import RunFolder
-from stylize import apply, export, networks, training
+from stylize import apply, export, networks, record, training, vgg
 from stylize.__main__ import main
 from stylize.commands import outputs
 from stylize.config import Config, Network, Optim, Perception
 from stylize.writer import Writer
-from tests.stylize_cases import smooth, write_photos, write_runs, write_vgg
+from tests.stylize_cases import smooth, tiny_network, write_photos, write_runs, write_vgg
 
 ROOT = Path(__file__).resolve().parents[1]
 VGG = (
@@ -76,6 +76,7 @@ def template(tmp_path_factory):
     images.write(desk / "other.png", smooth(2, 16, 24))
     images.write(desk / "dot.png", smooth(3, 1, 1))
     images.write(desk / "thin.png", smooth(4, 1, 40))
+    images.write(desk / "long.png", np.zeros((1, 16384, 3)))
     write_photos(desk / "photos", *[(40, 50)] * 3)
     shutil.copytree(desk / "photos", desk / "mixed")
     (desk / "mixed" / "3.jpg").write_text("no image")
@@ -92,6 +93,8 @@ def template(tmp_path_factory):
     weights.write(desk / "odd.safetensors", {"conv1_1/kernel": np.zeros((3, 3, 3, 4), np.float32)})
     write_runs(desk, CONFIG)
     write_other_runs(desk)
+    shutil.copytree(desk / "stopped", desk / "moved")
+    record.write(RunFolder(desk / "moved"), record.Record("0" * 64))
     write_clips(desk)
     return desk
 
@@ -138,6 +141,7 @@ REFUSED = [
     ("image photo.png style.png --out result.txt", "result.txt: it must end in .png"),
     ("image photo.png style.png --out nowhere/x.png", "there is no folder nowhere"),
     ("image photo.png style.png --out photo.png", "photo.png is one of the images"),
+    ("image long.png style.png --out long.webp", "long.webp: a side of 16384 pixels is more than the 16383"),
     ("image photo.png style.png --out a/../style.png", "is one of the images"),
     # image: options
     ("image photo.png style.png --optimm.lr 1", "Unrecognized"),
@@ -184,6 +188,7 @@ REFUSED = [
     (f"train style.png {TRAIN} --optim.whole 0.5 --photo-px 42", "needs a photo_px that is a multiple of 4"),
     (f"train style.png {TRAIN} --optim.lr -1", "optim.lr must be positive"),
     (f"train style.png {TRAIN} --optim.identity nan", "optim.identity must be"),
+    (f"train style.png {TRAIN} --network.kernel-px -1", "network.kernel_px must be odd, and at least 1"),
     (f"train style.png {TRAIN} --optim.temporal-weight 1", "set network.memory"),
     (f"train style.png {TRAIN} --devices 99", "devices is 99"),
     (f"train style.png {TRAIN} --devices 4", "2 photographs do not divide evenly over 4 devices"),
@@ -195,6 +200,7 @@ REFUSED = [
     (f"train style.png {TRAIN} --warm-start stopped", "the training of transfer is not finished"),
     (f"train style.png {TRAIN} --warm-start run --network.width 3", "run has another network"),
     ("train run --optim.steps 3 --resume", "optim.steps was 2, now 3"),
+    ("train moved --resume", "moved was started with other weights or photographs: SHA-256 of loss_network was"),
     ("train other --resume", "other is a run of ncsn, not of stylize"),
     # apply
     ("apply", "needs the folder of a run"),
@@ -215,6 +221,7 @@ REFUSED = [
     ("apply run photo.png --out photo.png", "photo.png is one of the images"),
     ("apply run photos --out photos", "photos/0.png is one of the images"),
     ("apply run photo.png --out photo.mp4", "must end in .png"),
+    ("apply run long.png --out long.webp", "long.webp: a side of 16384 pixels is more than the 16383"),
     ("apply run photo.png --out no/where", "there is no folder no"),
     ("apply run photo.png --weights 1 2 3", "3 weights for 2 styles: style, other"),
     ("apply run photo.png --weights 0 0", "weights must not be negative, nor all zero"),
@@ -242,6 +249,8 @@ REFUSED = [
     ("video run clip.mp4 --strength -1", "strength must be between 0 and 3"),
     ("video run clip.mp4 --weights 1", "1 weights for 2 styles"),
     (f"video style.png clip.mp4 --optim.tile-px 64 {OPTIMIZE}", "optim.tile-px is for images"),
+    (f"video style.png clip.mp4 --optim.start noise {OPTIMIZE}", "optim.smallest-px and optim.start are for images"),
+    (f"video style.png clip.mp4 {OPTIMIZE} --optim.iterations 3 2 1", "optim.iterations are two for movies"),
     (f"video absent.png clip.mp4 {OPTIMIZE}", "absent.png: no such image"),
     (f"video style.png clip.mp4 --weights 1 2 {OPTIMIZE}", "2 weights for 1 styles"),
     (f"video style.png clip.mp4 --temporal-weight -1 {OPTIMIZE}", "temporal-weight must not be negative"),
@@ -391,6 +400,7 @@ def test_apply_keeps_the_size_of_every_kind_of_image(here, desk):
 
 
 def test_an_exported_network_is_the_same_one_anywhere(here, desk):
+    record.write(RunFolder(desk / "run"), record.of(tiny_network(), np.zeros((1, 8, 8, 3), np.uint8)))
     code, out, err = here("export run kept/alone")
     assert (code, out, err) == (0, "kept/alone\n", "")
     for name in ("run", "style.png", "other.png"):
@@ -404,6 +414,11 @@ def test_an_exported_network_is_the_same_one_anywhere(here, desk):
     assert training.style_names(config) == ["style", "other"] and config.perception.weights is None
     assert [row["step"] for row in folder.metrics()] == [2]
     assert str(desk) not in "".join(path.read_text() for path in folder.path.glob("*.json*"))
+    said = []
+    record.compare(folder.path, tiny_network(), said.append)
+    assert not said
+    record.compare(folder.path, dataclasses.replace(tiny_network(), weights_sha256="1" * 64), said.append)
+    assert len(said) == 1 and "moved was trained with another loss network, weights 000000000000" in said[0]
     wrong = {"Norm_0/bias": np.zeros((3, 2), np.float32)}
     weights.write(desk / "moved" / export.WEIGHTS, wrong)
     code, _, err = here("apply moved photo.png --out again.png")
@@ -417,6 +432,7 @@ def test_image_keeps_an_odd_size_and_goes_on_where_it_was(here, desk):
     assert (code, err) == (0, "") and "made.png\nmade.run/report.html" in out
     made = images.read(desk / "made.png")
     assert made.shape == (17, 33, 3) and np.ptp(made) > 0
+    assert record.read(desk / "made.run") == record.of(vgg.load(Perception("vgg.safetensors", "johnson")))
     assert here(line)[0] == 2
     code, _, err = here(f"{line} --resume")
     assert (code, err) == (0, "")

@@ -30,6 +30,11 @@ def view(world, dx, dy, height=HEIGHT, width=WIDTH):
 WORLD = textured(HEIGHT + 32, WIDTH + 32)
 
 
+def warping_error(outputs, inputs, **options):
+    """Of one movie."""
+    return flow.warping_errors([outputs], inputs, **options)[0][0]
+
+
 @pytest.mark.parametrize("method", [flow.dis, flow.tvl1])
 @pytest.mark.parametrize(("dx", "dy"), [(0, 0), (3, -2), (-1.5, 0.25), (4, 5)])
 def test_translations_are_found_and_undone(method, dx, dy):
@@ -141,10 +146,10 @@ def test_warping_error_of_a_movie_that_moves_as_its_input():
     inputs = [view(WORLD, 2 * i, -i) for i in range(4)]
     outputs = [-0.5 * image for image in inputs]
     for method, gap, pairs in ((flow.dis, 1, 3), (flow.tvl1, 2, 2)):
-        error, share, count = flow.warping_error(outputs, iter(inputs), flow=method, gap=gap)
+        error, share, count = warping_error(outputs, iter(inputs), flow=method, gap=gap)
         assert error < 1e-4 and share > 0.8 and count == pairs
-    still = flow.warping_error([inputs[0]] * 4, inputs, flow=flow.dis)  # does not move along
-    assert still.error > 100 * flow.warping_error(outputs, inputs, flow=flow.dis).error
+    still = warping_error([inputs[0]] * 4, inputs, flow=flow.dis)  # does not move along
+    assert still.error > 100 * warping_error(outputs, inputs, flow=flow.dis).error
 
 
 def test_warping_error_of_a_known_difference():
@@ -155,9 +160,9 @@ def test_warping_error_of_a_known_difference():
     steps = np.float32([0.1, 0.2, 0.4])
     outputs = [view(WORLD, 3 * i, 0) + steps * i for i in range(4)]
     exact = np.mean((steps / 2) ** 2)
-    error, share, pairs = flow.warping_error(iter(outputs), inputs, flow=shifting(3, 0))
+    error, share, pairs = warping_error(iter(outputs), inputs, flow=shifting(3, 0))
     assert (error, share, pairs) == (pytest.approx(exact, rel=1e-3), pytest.approx(1 - 3 / WIDTH), 3)
-    error, share, pairs = flow.warping_error(outputs, inputs, flow=shifting(9, 0), gap=3)
+    error, share, pairs = warping_error(outputs, inputs, flow=shifting(9, 0), gap=3)
     assert (error, share, pairs) == (pytest.approx(9 * exact, rel=1e-3), pytest.approx(1 - 9 / WIDTH), 1)
 
 
@@ -171,7 +176,7 @@ def test_several_movies_share_the_motion_of_their_input():
         return flow.dis(first, second)
 
     (together,) = flow.warping_errors([iter(movie) for movie in movies], inputs, flow=counted)
-    assert together == [flow.warping_error(movie, inputs, flow=flow.dis) for movie in movies]
+    assert together == [warping_error(movie, inputs, flow=flow.dis) for movie in movies]
     assert len(calls) == 6
 
 
@@ -189,7 +194,7 @@ def test_pixels_count_where_another_method_finds_the_same():
 
 def test_warping_error_without_a_reliable_pixel():
     frames = [view(WORLD, 0, 0)] * 3
-    error, share, pairs = flow.warping_error(frames, frames, flow=lambda first, second: constant(999, 0, HEIGHT, WIDTH))
+    error, share, pairs = warping_error(frames, frames, flow=lambda first, second: constant(999, 0, HEIGHT, WIDTH))
     assert np.isnan(error) and (share, pairs) == (0, 2)
 
 
@@ -214,24 +219,24 @@ def test_nothing_moves_across_a_cut():
     other = textured(HEIGHT + 32, WIDTH + 32, seed=1)
     frames = [view(WORLD, 0, 0), view(WORLD, 1, 0), view(other, 0, 0), view(other, 1, 0)]
     assert [flow.link(*pair) is None for pair in itertools.pairwise(frames)] == [False, True, False]
-    error, share, pairs = flow.warping_error(frames, frames, flow=flow.dis)
-    scenes = [flow.warping_error(scene, scene, flow=flow.dis) for scene in (frames[:2], frames[2:])]
+    error, share, pairs = warping_error(frames, frames, flow=flow.dis)
+    scenes = [warping_error(scene, scene, flow=flow.dis) for scene in (frames[:2], frames[2:])]
     assert pairs == 2 and error == pytest.approx(np.mean([scene.error for scene in scenes]))
     assert share == pytest.approx(np.mean([scene.reliable_share for scene in scenes]))
-    error, share, pairs = flow.warping_error(frames, frames, flow=flow.dis, gap=2)
+    error, share, pairs = warping_error(frames, frames, flow=flow.dis, gap=2)
     assert np.isnan(error) and np.isnan(share) and pairs == 0
 
 
 def test_warping_error_of_what_does_not_belong_together():
     frames = [view(WORLD, 0, 0)] * 3
     with pytest.raises(UserError, match="different numbers of frames"):
-        flow.warping_error(frames[:2], frames)
+        warping_error(frames[:2], frames)
     with pytest.raises(UserError, match=r"\(95, 128\) px, of its input \(96, 128\)"):
-        flow.warping_error([frame[1:] for frame in frames], frames)
+        warping_error([frame[1:] for frame in frames], frames)
     with pytest.raises(UserError, match="over 3 frames needs at least 4"):
-        flow.warping_error(frames, frames, gap=3)
+        warping_error(frames, frames, gap=3)
     with pytest.raises(ValueError, match="a gap of 0 frames"):
-        flow.warping_error(frames, frames, gap=0)
+        warping_error(frames, frames, gap=0)
 
 
 def test_every_so_many_th_frame_is_compared_with_the_one_after_the_gap():
@@ -239,14 +244,14 @@ def test_every_so_many_th_frame_is_compared_with_the_one_after_the_gap():
     movie = [inputs[0] + np.float32(k**2) for k in range(8)]
     still = lambda first, second: constant(0, 0, HEIGHT, WIDTH)  # noqa: E731
     steps = np.array([2**2 - 0**2, 5**2 - 3**2]) / 2  # frames 0 and 3; frame 6 has none two frames later
-    found = flow.warping_error(movie, inputs, flow=still, gap=2, every=3)
+    found = warping_error(movie, inputs, flow=still, gap=2, every=3)
     assert (found.error, found.pairs) == (pytest.approx(np.mean(steps**2)), 2)
 
 
 def test_a_real_movie(data_folder):
     frames = [f.image[::3, ::3] for f in itertools.islice(movies.read(data_folder / "video" / "bikes.mp4"), 40, 43)]
-    own = flow.warping_error(frames, frames, every=2)
+    own = warping_error(frames, frames, every=2)
     assert 0 < own.error < 0.005 and 0.5 < own.reliable_share < 1
     rng = np.random.default_rng(0)
     flickering = [np.clip(frame + rng.normal(0, 0.2, 3).astype(np.float32), -1, 1) for frame in frames]
-    assert flow.warping_error(flickering, frames, every=2).error > 3 * own.error
+    assert warping_error(flickering, frames, every=2).error > 3 * own.error

@@ -20,7 +20,8 @@ from stylize import clips, commands, movie, movies, training
 from stylize import evaluate as evaluation
 from stylize.__main__ import main
 from stylize.config import Config, Network, Optim, Optimization, Perception
-from stylize.loss import Style
+from stylize.loss import content_of, everywhere, style_of
+from stylize.optimize import compile_trace
 from stylize.writer import Writer
 from tests.stylize_cases import compiled_once, smooth, tiny_network, write_vgg
 
@@ -149,25 +150,27 @@ def test_the_frames_of_a_finished_movie_are_removed(here, desk):
     assert len(frames_of(desk / "short.mkv")) == 2
 
 
-def test_frames_take_the_iterations_that_were_asked_for(tmp_path, monkeypatch):
-    counts = []
-
-    def compile_trace(network, perception, options, mesh, count):
-        def run(x, batch):
-            counts.append(count)
-            return (x[None] + 0.1,)
-
-        return run
-
-    monkeypatch.setattr(movie, "compile_trace", compile_trace)
-    optimizer = movie.FrameOptimizer(
-        tiny_network(), Perception(), Optimization(iterations=(45, 2)), Style({}, {}), 1.0, tmp_path, make_mesh(1)
-    )
-    image, seen = np.zeros((8, 8, 3), np.float32), np.ones((8, 8), np.float32)
+def test_a_frame_is_one_optimisation_however_many_programs_it_takes(tmp_path):
+    """45 iterations are two programs of 20 and one of 5; the next frame takes 2."""
+    network, mesh, image, seen = tiny_network(), make_mesh(1), smooth(0, 24, 32), np.ones((24, 32), np.float32)
+    options = Optimization("adam", iterations=(45, 2))
+    style = everywhere(style_of(network, network.params, [jnp.asarray(smooth(1, 24, 32))]))
+    optimizer = movie.FrameOptimizer(network, Perception(), options, style, 1.0, tmp_path, mesh)
+    batch = {
+        "params": network.params,
+        "style": style,
+        "content": content_of(network, network.params, jnp.asarray(image)[None]),
+        "before": jnp.asarray(image)[None],
+        "weight": jnp.zeros((1, 24, 32, 1)),
+    }
     first = optimizer(image, None, None)
+    whole, values, _ = compile_trace(network, Perception(), options, mesh, 45)(image, batch)
+    np.testing.assert_allclose(first, np.clip(whole[0], -1, 1), atol=0.6 / 127.5)
     second = optimizer(image, first, seen)
-    assert counts == [20, 20, 5, 2]
-    assert first.mean() == pytest.approx(0.3, abs=0.01) and second.mean() == pytest.approx(0.4, abs=0.01)
+    batch |= {"before": jnp.asarray(first)[None], "weight": jnp.asarray(seen)[None, ..., None]}
+    short = compile_trace(network, Perception(), options, mesh, 2)(first, batch)[0]
+    np.testing.assert_allclose(second, np.clip(short[0], -1, 1), atol=0.6 / 127.5)
+    assert values[-1] < 0.5 * values[0] and np.abs(second - first).max() > 0.01
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000.png", "000001.png"]
 
 

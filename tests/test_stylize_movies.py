@@ -112,6 +112,15 @@ def test_probe(tmp_path):
     assert (clip.height, clip.width, clip.frames_per_s, clip.frames, clip.has_audio) == (6, 8, 25, None, False)
 
 
+def test_how_many_frames_are_to_come(tmp_path):
+    clip = dataclasses.replace(movies.probe(film(tmp_path / "x.mov", pictures(7, 6, 8), rate=Fraction(10))), frames=7)
+    untold = dataclasses.replace(clip, frames=None, duration_s=1.2)
+    nothing = dataclasses.replace(untold, duration_s=None)
+    assert [c.frames_within(None) for c in (clip, untold, nothing)] == [7, 12, None]
+    assert [c.frames_within(0.25) for c in (clip, untold, nothing)] == [3, 3, 3]
+    assert [c.frames_within(float("inf")) for c in (clip, untold, nothing)] == [7, 12, None]
+
+
 def test_read_is_exact(tmp_path):
     pixels = pictures(6, 17, 31)
     frames = list(movies.read(film(tmp_path / "x.mov", pixels, rate=NTSC)))

@@ -78,6 +78,7 @@ def test_the_run_folder(desk):
     run = desk / "R"
     assert {path.name for path in run.iterdir()} >= {"config.json", "environment.json", "metrics.jsonl", "checkpoints"}
     assert sorted(path.name for path in (run / "styles").iterdir()) == ["other.png", "style.png"]
+    assert {len(value) for value in json.loads((run / "data.json").read_text()).values()} == {64}
     rows, terms = rows_of(run), ("loss", "style", "content", "identity", "tv", "beyond", "temporal")
     assert [row["step"] for row in rows] == [1, 2, 3]
     for row in rows:
@@ -139,8 +140,9 @@ def test_evaluation(call, desk):
     assert numbers["lbfgs_content.objective"] < numbers["photograph.objective"]
     assert numbers["lbfgs_noise.objective"] < numbers["noise.objective"]
     assert "2 photographs" in numbers["protocol"] and "style other" in numbers["protocol"]
+    assert "gatys: as the published" in numbers["protocol"] and "equals_adam: " in numbers["protocol"]
     page = (desk / "R" / "report.html").read_text()
-    assert page.count("<img") == 7 and "lbfgs_content" in page and numbers["protocol"].split(";")[0] in page
+    assert page.count("<img") == 8 and "lbfgs_content" in page and numbers["protocol"].split(";")[0] in page
     assert "network" in out and "R/report.html" in out
 
 
@@ -382,4 +384,4 @@ def test_the_iteration_at_which_an_objective_is_reached():
     traces = np.tile([9.0, 5.0, 3.0, 4.0, 2.0], (5, 1))
     np.testing.assert_array_equal(_reached(traces, np.array([10, 5, 3.5, 2, 1])), [0, 1, 2, 4, 5])
     traces[:, 3:] = np.nan
-    np.testing.assert_array_equal(_reached(traces, np.array([10, 5, 3.5, 2, 1])), [0, 1, 2, 3, 3])
+    np.testing.assert_array_equal(_reached(traces, np.array([10, 5, 3.5, 2, 1])), [0, 1, 2, 5, 5])

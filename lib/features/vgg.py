@@ -245,16 +245,18 @@ def load_embedded() -> VGG:
 def load_default(name: Literal["vgg16", "vgg19"] = "vgg19") -> VGG:
     """The converted weights in the cache folder; failing those, for VGG-19, the partial file among the data.
 
-    Raises NoWeights where there are neither, with what to do about it.
+    Raises NoWeights where there are neither, with what to do about it; UserError where the file is damaged.
     """
     path = weights.cached(name)
     if path.exists():
         return load(path)
     if name == "vgg19":
         try:
-            return load(data_folder("weights", PARTIAL_FILE))
+            partial = data_folder("weights", PARTIAL_FILE)
         except UserError:
             pass
+        else:
+            return load(partial)
     also = f", or set {DATA_VARIABLE} to a folder with weights/{PARTIAL_FILE}" if name == "vgg19" else ""
     raise NoWeights(
         f"{path} is missing: `python -m lib.features get {name}` downloads the published weights, `python -m "
