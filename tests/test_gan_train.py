@@ -67,6 +67,18 @@ def test_a_training_that_gets_no_better_ends(call):
     assert f"of cycle {end}" in call("sample R --checkpoint last --count 4")
 
 
+@pytest.mark.slow
+def test_alarms_of_a_training_that_is_made_to_collapse_and_of_three_that_are_not(call):
+    line = "train digits_dcgan --optim.steps 600 --optim.decay constant --optim.ema-decay 0.9 --watch.every 100"
+    alarms = lambda run: {name for name in numbers_of(run) if name.startswith("alarms.")}  # noqa: E731
+    for seed in range(3):
+        call(f"{line} --seed {seed} --out healthy{seed}")
+        assert not alarms(f"healthy{seed}")
+    out = call(f"{line} --optim.lr 0.03 --out collapsed")  # fifteen times as high
+    assert {"alarms.collapse_at_cycle", "alarms.divergence_at_cycle"} <= alarms("collapsed")
+    assert "collapse at cycle" in out and numbers_of("collapsed")["best.cycle"] < 400
+
+
 def test_misplaced_samples():
     assert misplaced(np.repeat(MODES, 4, axis=0)) == pytest.approx(0, abs=1e-9)
     assert misplaced(np.repeat(MODES[:5], 4, axis=0)) == pytest.approx(0.8)

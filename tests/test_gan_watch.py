@@ -1,4 +1,5 @@
-"""gan/watch.py: every alarm is provoked by a series that deserves it, and silent on healthy ones."""
+"""gan/watch.py: every alarm is provoked by a series that deserves it, and silent on healthy ones. (Of real trainings:
+tests/test_gan_train.py.)"""
 
 import math
 
