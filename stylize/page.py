@@ -8,7 +8,7 @@ import numpy as np
 
 from lib import images, plot
 from lib.report import Page, metric_table, text_table
-from lib.run import RunFolder, write_json
+from lib.run import RunFolder, write_evaluation
 from stylize.optimize import Task
 from stylize.training import NAME, Trained
 
@@ -24,7 +24,7 @@ def write(
     protocol: str,
 ) -> str:
     """Writes both; returns what the terminal shows."""
-    write_json(out / "evaluation.json", {**numbers, "protocol": protocol})
+    write_evaluation(out, numbers, protocol)
     page = Page(
         f"Style transfer: {', '.join(trained.styles)}",
         "A network that was trained to make of any photograph, at once, what optimisation makes of it step by step.",
@@ -53,7 +53,7 @@ def write_image(folder: RunFolder, out: Path, task: Task, result: np.ndarray) ->
             f"{name}.wall_s": of_scale[-1]["wall_s"],
         }
     protocol = "Per scale: the objective before the last iteration, and wall_s with compilation."
-    write_json(folder.path / "evaluation.json", {**numbers, "protocol": protocol})
+    write_evaluation(folder.path, numbers, protocol)
     page = Page(f"Style transfer: {out.name}", "The pixels of an image, moved until a network sees the style in them.")
     page.heading("Pictures")
     height = 256

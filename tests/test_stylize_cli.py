@@ -93,8 +93,8 @@ def template(tmp_path_factory):
     weights.write(desk / "odd.safetensors", {"conv1_1/kernel": np.zeros((3, 3, 3, 4), np.float32)})
     write_runs(desk, CONFIG)
     write_other_runs(desk)
-    shutil.copytree(desk / "stopped", desk / "moved")
-    record.write(RunFolder(desk / "moved"), record.Record("0" * 64))
+    shutil.copytree(desk / "stopped", desk / "foreign")
+    record.write(RunFolder(desk / "foreign"), record.Record("0" * 64))
     write_clips(desk)
     return desk
 
@@ -200,7 +200,7 @@ REFUSED = [
     (f"train style.png {TRAIN} --warm-start stopped", "the training of transfer is not finished"),
     (f"train style.png {TRAIN} --warm-start run --network.width 3", "run has another network"),
     ("train run --optim.steps 3 --resume", "optim.steps was 2, now 3"),
-    ("train moved --resume", "moved was started with other weights or photographs: SHA-256 of loss_network was"),
+    ("train foreign --resume", "foreign was started with other weights or photographs: SHA-256 of loss_network was"),
     ("train other --resume", "other is a run of ncsn, not of stylize"),
     # apply
     ("apply", "needs the folder of a run"),
