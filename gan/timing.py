@@ -6,7 +6,8 @@ reads one JSON object a line and answers each with one; it sleeps between reques
 
     prepare   problem (one of PROBLEMS), weights: write the initial weights to the npz FILE; answers with all that the
               other side needs. Further arguments are fields of the networks and of the training with other values
-    run       cycles: seconds of so many cycles of critic and generator, one program, on the weights as they are then
+    run       cycles: seconds of so many cycles of critic and generator, one program, on the weights as they are then;
+              seeds: of so many trainings at once
     record    out: the npz FILE gets images, latents, and the losses and gradients of both players at the first weights
     memory    peak of this process so far, in MiB
 
@@ -77,7 +78,7 @@ class Bench:
         self.state = place(jax.tree.map(jnp.array, self.first), self.mesh)
         how = "jit" if self.mesh.size == 1 else "shard_map"
         self.chunk = compile_chunk(experiment.build_step(config, self.model), self.source, self.mesh, how)
-        self.done = 0
+        self.done, self.together = 0, None
         return {
             **dataclasses.asdict(config.network),
             **{name: getattr(config.optim, name) for name in ("loss", "n_critic", "batch_size", "lr", "b1", "b2",
@@ -89,7 +90,9 @@ class Bench:
             "backend": jax.default_backend(),
         }  # fmt: skip
 
-    def run(self, cycles: int) -> dict[str, Any]:
+    def run(self, cycles: int, seeds: int = 1) -> dict[str, Any]:
+        if seeds > 1:
+            return self._run_together(cycles, seeds)
         xs = self.source.per_step(self.done, cycles)
         begin = time.perf_counter()
         xs = place(xs, self.mesh, self.source.per_step_spec)
@@ -99,6 +102,23 @@ class Bench:
         self.done += cycles
         if not np.isfinite(losses).all():
             raise UserError("the training has left the numbers: nothing to measure")
+        return {"seconds": seconds}
+
+    def _run_together(self, cycles: int, seeds: int) -> dict[str, Any]:
+        mesh = make_mesh(1)
+        if self.together is None:
+            step = experiment.build_step(self.config, self.model)
+            made = [experiment.start_state(dataclasses.replace(self.config, seed=k), self.model) for k in range(seeds)]
+            states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
+            data = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * seeds), self.source.constant)
+            chunk = compile_chunk(step, self.source, mesh, replicas=True)
+            self.together = chunk, place(states, mesh), place(data, mesh)
+        chunk, states, data = self.together
+        begin = time.perf_counter()
+        states, metrics = chunk(states, data, place(self.source.per_step(0, cycles), mesh))
+        np.asarray(metrics["loss"])
+        seconds = time.perf_counter() - begin
+        self.together = chunk, states, data
         return {"seconds": seconds}
 
     def record(self, out: str) -> dict[str, Any]:

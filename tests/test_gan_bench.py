@@ -53,6 +53,7 @@ def test_requests_that_cannot_be_met(tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is an extra")
 @pytest.mark.parametrize("problem", bench.CYCLES)
 def test_both_sides_compute_the_same(problem, tmp_path):
-    found = bench.measure(problem, 1, tmp_path, 1, **TINY)
+    found = bench.measure(problem, 1, tmp_path, 1, seeds=2, **TINY)
     check_same({problem: found}, bench.LIMITS)
+    assert found["seeds_over_one"] > 0 and "2 seeds in" in bench.table(problem, found)
     assert found["ratio"] > 0 and problem in bench.table(problem, found)

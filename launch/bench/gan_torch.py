@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from launch.bench.torch_device import compute_on
 from lib.child import peak_memory_mib, work
 from lib.process import UserError, command
 
@@ -138,9 +139,9 @@ class Bench:
     """What is kept between requests."""
 
     def prepare(
-        self, problem: dict[str, Any], weights: str, threads: int, channels_last: bool = False
+        self, problem: dict[str, Any], weights: str, threads: int, device: str, channels_last: bool = False
     ) -> dict[str, Any]:
-        torch.set_num_threads(threads)
+        compute_on(device, threads)
         torch.manual_seed(0)
         self.p = problem
         self.format = torch.channels_last if channels_last else torch.contiguous_format
@@ -190,10 +191,10 @@ class Bench:
         with np.load(record, allow_pickle=False) as file:
             r = dict(file)
         generator, critic = (net.double() for net in self._nets())
-        x, z = self._channels_first(r["x"]), torch.from_numpy(r["z"])
+        x, z, share = self._channels_first(r["x"]), torch.tensor(r["z"]), torch.tensor(r["share"])
         with torch.no_grad():
             fake = generator(z)
-        value = self._critic_loss(critic, x, fake, torch.from_numpy(r["share"]))
+        value = self._critic_loss(critic, x, fake, share)
         value.backward()
         found = {"critic_loss": value, **self._gradients(critic, "critic")}
         critic.zero_grad(set_to_none=True)
@@ -233,7 +234,7 @@ class Bench:
 
     def _gradients(self, net: Generator | Critic, which: str) -> dict[str, np.ndarray]:
         parameters = dict(net.named_parameters())
-        return {ours: parameters[theirs].grad.numpy() for ours, theirs in names(net, which).items()}  # type: ignore[union-attr]
+        return {ours: parameters[theirs].grad.cpu().numpy() for ours, theirs in names(net, which).items()}  # type: ignore[union-attr]
 
     def _image(self, pixels: Tensor) -> Tensor:
         x = pixels.permute(0, 3, 1, 2).float()
@@ -243,7 +244,7 @@ class Bench:
         return x.div_(127.5).sub_(1).to(memory_format=self.format)
 
     def _channels_first(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.moveaxis(array, -1, 1).copy()).to(memory_format=self.format)
+        return torch.tensor(np.moveaxis(array, -1, 1).copy()).to(memory_format=self.format)
 
 
 def main(argv: Sequence[str]) -> None:

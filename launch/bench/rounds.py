@@ -31,6 +31,13 @@ def need_torch() -> None:
         raise UserError('this benchmark compares with PyTorch: pip install -e ".[bench]"')
 
 
+def torch_device(backend: str) -> str:
+    """PyTorch's name of the device that JAX computes on. Raises UserError for others than CPUs and GPUs."""
+    if backend not in ("cpu", "gpu"):
+        raise UserError(f"this benchmark compares CPUs and GPUs, not {backend}: run it with JAX_PLATFORMS=cpu")
+    return "cuda" if backend == "gpu" else "cpu"
+
+
 def check_same(results: Mapping[str, Any], limits: Mapping[str, float]) -> None:
     """Raises UserError where two sides did not compute the same: {problem: {"differences": {variant: {what: ...}}}}."""
     for name, r in results.items():

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from launch.bench.torch_device import compute_on
 from lib.child import peak_memory_mib, work
 from lib.process import UserError, command
 
@@ -110,7 +111,7 @@ class FeedForward:
     def stylize(self) -> np.ndarray:
         """[h, w, 3]."""
         with torch.inference_mode():
-            return self.net(tensor(self.image, self.format)).clamp(-1, 1)[0].movedim(0, -1).numpy()
+            return self.net(tensor(self.image, self.format)).clamp(-1, 1)[0].movedim(0, -1).cpu().numpy()
 
     def run(self, calls: int) -> tuple[int, float]:
         for _ in range(calls):
@@ -127,7 +128,7 @@ class Gatys:
 
     def __init__(self, problem: Answer, arrays: Arrays, memory_format: torch.memory_format):
         self.problem, self.format = problem, memory_format
-        self.mean = torch.from_numpy(arrays["mean"])[:, None, None]
+        self.mean = torch.tensor(arrays["mean"])[:, None, None]
         self.net = nn.ModuleDict({name: self._layer(name, arrays) for name in problem["layers"]})
         self.net = self.net.requires_grad_(False).to(memory_format=memory_format)
         # What is optimised is contiguous in either case: torch.optim.LBFGS takes nothing else.
@@ -217,7 +218,7 @@ class Gatys:
         value = self.objective(x)
         value.backward()
         assert x.grad is not None
-        gradient, expected = x.grad[0].movedim(0, -1).numpy(), wanted["gradient"]
+        gradient, expected = x.grad[0].movedim(0, -1).cpu().numpy(), wanted["gradient"]
         return {
             "value": abs(value.item() / float(wanted["value"]) - 1),
             "gradient": float(np.linalg.norm(gradient - expected) / np.linalg.norm(expected)),
@@ -225,8 +226,9 @@ class Gatys:
 
 
 def tensor(image: np.ndarray, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-    """[h, w, 3] -> [1, 3, h, w]; channels_last without a copy."""
-    return torch.from_numpy(image)[None].movedim(-1, 1).contiguous(memory_format=memory_format)
+    """[h, w, 3] -> [1, 3, h, w]; channels_last without a copy on a CPU."""
+    x = torch.from_numpy(image).to(torch.get_default_device())
+    return x[None].movedim(-1, 1).contiguous(memory_format=memory_format)
 
 
 def gram(features: Tensor) -> Tensor:
@@ -238,8 +240,8 @@ def gram(features: Tensor) -> Tensor:
 class Bench:
     """What is kept between requests."""
 
-    def prepare(self, problem: Answer, file: str, threads: int, channels_last: bool = False) -> Answer:
-        torch.set_num_threads(threads)
+    def prepare(self, problem: Answer, file: str, threads: int, device: str, channels_last: bool = False) -> Answer:
+        compute_on(device, threads)
         with np.load(file, allow_pickle=False) as saved:
             arrays = dict(saved)
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
