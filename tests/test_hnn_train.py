@@ -86,7 +86,8 @@ def params_of(run):
 def test_run_folder(spring_run):
     run, out = spring_run
     assert {p.name for p in run.iterdir() if not p.name.startswith(".")} == {
-        "config.json", "environment.json", "metrics.jsonl", "checkpoints", "figures", "evaluation.json", "report.html",
+        "config.json", "environment.json", "metrics.jsonl", "checkpoints", "figures", "report.html",
+        "evaluation.json", "evaluated.json",
     }  # fmt: skip
     record = json.loads((run / "config.json").read_text())
     config = configs.from_json(Config, record["config"])
