@@ -83,7 +83,7 @@ def test_pytorch_computes_the_same(recorded, channels_last):
 
     files, (recipe, first, *_) = recorded
     theirs = Bench()
-    theirs.prepare(recipe, files["problem"], threads=1, channels_last=channels_last)
+    theirs.prepare(recipe, files["problem"], threads=1, device="cpu", channels_last=channels_last)
     differences = theirs.compare(files["record"])
     assert set(differences) == ({"output"} if recipe["kind"] == "network" else {"value", "gradient"})
     for what, value in differences.items():
