@@ -184,8 +184,7 @@ def acai(options: Options, channels: int, classes: int = 0) -> Model:
 
 def autoencoder(options: Options, channels: int, classes: int = 0) -> Model:
     """The baseline: ACAI's autoencoder with the squared error alone."""
-    known_nets = networks(options, channels)
-    nets = {name: known_nets[name] for name in ("encoder", "decoder")}
+    nets = {name: net for name, net in networks(options, channels).items() if name != "critic"}
     (encoder, _), (decoder, latent_shape) = nets.values()
     classifier = Classifier(classes)
     if classes:

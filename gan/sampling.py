@@ -22,6 +22,7 @@ from lib.rows import compile_rows
 from lib.shard import example_keys
 
 _WIDTH = 128  # images that a device makes at once
+_TIMED = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +85,13 @@ def draw_samples(
 
 def images_per_s(trained: Trained, mesh: Mesh) -> float:
     """Of the compiled generator, latents given and images fetched: the median of five times 512, after a first one."""
-    z, y = latents(trained.model, 0, 512), classes_of(trained.model, 512)
+    z, y = latents(trained.model, 0, _TIMED), classes_of(trained.model, _TIMED)
     generate, seconds = compile_generator(trained.model, mesh), []
     for _ in range(6):
         begin = time.perf_counter()
         generate(trained.variables, z, y)
         seconds.append(time.perf_counter() - begin)
-    return 512 / statistics.median(seconds[1:])
+    return _TIMED / statistics.median(seconds[1:])
 
 
 def slerp_rows(a: np.ndarray, b: np.ndarray, columns: int) -> np.ndarray:
