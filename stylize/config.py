@@ -27,6 +27,9 @@ def _not_negative(name: str, *values: float) -> None:
     _require(all(math.isfinite(v) and v >= 0 for v in values), f"{name} must not be negative")
 
 
+Scale = Literal["relative", "raw"]
+
+
 @dataclass(frozen=True)
 class Perception:
     """The loss network, and what is compared in it."""
@@ -45,13 +48,16 @@ class Perception:
     tv_weight: float = 3.0
     """of the mean squared difference of neighbouring pixels, without which optimisation leaves grain"""
     pooling: Literal["max", "average"] = "average"
-    scale: Literal["relative", "raw"] = "relative"
+    scale: Scale = "relative"
     """losses relative to the targets' own size, or as published: mean squared differences (see above)"""
 
     def __post_init__(self) -> None:
         _not_negative("style_weight, content_weight and tv_weight", self.style_weight, self.content_weight,
                       self.tv_weight)  # fmt: skip
         _require(self.style_weight + self.content_weight > 0, "style_weight and content_weight are both zero")
+
+
+FirstStep = Literal["unit", "published"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,9 @@ class Optimization:
     line_search: bool = True
     """lbfgs: along each direction until the objective has fallen enough; without, each step is taken whole, as the
     programs of Gatys et al. and Johnson et al. do, which call Torch's L-BFGS"""
+    first_step: FirstStep = "unit"
+    """lbfgs without a line search: of length 1, or as Torch takes it, one grey level in all pixels together, which is
+    so little that rounding decides how the descent begins"""
     start: Literal["content", "noise"] = "content"
     """what the first scale begins with, unless an image is given"""
     clip: bool = True
@@ -86,9 +95,11 @@ class Optimization:
         _require(self.tile_px is None or self.tile_px >= 64, "optim.tile_px must be at least 64")
 
 
-Baseline = Literal["gatys", "lbfgs_noise", "adam_noise", "lbfgs_content"]
+Baseline = Literal["gatys", "gatys_unit", "lbfgs_noise", "adam_noise", "lbfgs_content"]
+_GATYS = Optimization("lbfgs", start="noise", memory=100, line_search=False, first_step="published", clip=False)
 BASELINES: dict[Baseline, Optimization] = {
-    "gatys": Optimization("lbfgs", start="noise", memory=100, line_search=False, clip=False),
+    "gatys": _GATYS,
+    "gatys_unit": replace(_GATYS, first_step="unit"),
     "lbfgs_noise": Optimization("lbfgs", start="noise"),
     "adam_noise": Optimization("adam", start="noise"),
     "lbfgs_content": Optimization("lbfgs", start="content"),

@@ -21,7 +21,7 @@ from lib.run import RunFolder
 from lib.shard import compile_step, fetch, place, spread_pixels
 from lib.train import Loss, Metrics, State, Step, fit, init_state, make_step
 from stylize import tiles
-from stylize.config import Optimization, Perception
+from stylize.config import FirstStep, Optimization, Perception, Scale
 from stylize.loss import Arrays, content_of, everywhere, mixed, perceptual_loss, regions, style_of
 from stylize.vgg import LossNetwork
 
@@ -129,20 +129,22 @@ def objective(network: LossNetwork, options: Perception, mesh: Mesh) -> Loss:
     return loss
 
 
-def transformation(options: Optimization) -> optax.GradientTransformationExtraArgs:
-    """The optimiser of pixels."""
+def transformation(options: Optimization, scale: Scale = "relative") -> optax.GradientTransformationExtraArgs:
+    """The optimiser of pixels; its state does not depend on the scale of the losses."""
     if options.optimizer == "lbfgs" and options.tile_px is None:
         if not options.line_search:
-            tx = optax.chain(optax.scale(PUBLISHED_SCALE), _lbfgs_of_convex(options.memory), optax.scale(-1.0))
+            published = optax.scale(PUBLISHED_SCALE[scale])
+            tx = optax.chain(published, _torch_lbfgs(options.memory, options.first_step), optax.scale(-1.0))
             return optax.with_extra_args_support(tx)
         return optax.lbfgs(memory_size=options.memory)
     # The second moment of pixels that hardly matter is tiny: a larger epsilon keeps them from drifting to grey.
     return optax.with_extra_args_support(optax.adam(options.lr, b1=0.9, b2=0.99, eps=1e-6))
 
 
-PUBLISHED_SCALE = 100.0
-"""of the objective where no line search finds the length of steps: published ones count pixels up to 255. Only steps
-before the first pair depend on it, which hardly move at 1; 8, 40 and 1000 end within 2 % of each other."""
+GREY_LEVEL = 2 / 255
+PUBLISHED_SCALE: dict[Scale, float] = {"raw": GREY_LEVEL**2, "relative": 32_500 * GREY_LEVEL**2}
+"""of the objective where pixels count up to 255 (32,500: a raw content loss over a relative one, photographs at
+relu2_2). Without a line search the second step depends on it, if the gradient shrank along the first."""
 
 
 class _Remembered(NamedTuple):
@@ -152,11 +154,12 @@ class _Remembered(NamedTuple):
     """of the gradient along the step: the last pair that was remembered"""
 
 
-def _lbfgs_of_convex(memory: int) -> optax.GradientTransformation:
-    """optax's L-BFGS of one array, without steps along which the gradient shrinks, as torch.optim.LBFGS has it.
+def _torch_lbfgs(memory: int, first_step: FirstStep) -> optax.GradientTransformation:
+    """L-BFGS of one array as torch.optim.LBFGS has it without a line search.
 
-    A line search makes no such steps. Without one they are made, and optax remembers them: its next step goes uphill.
-    In the place of such a pair the last good one is remembered again, which changes nothing.
+    Steps along which the gradient shrinks are not remembered. A line search makes no such steps. Without one they are
+    made, and optax remembers them: its next step goes uphill. In the place of such a pair the last good one is
+    remembered again, which changes nothing. The first step is Torch's, or one of length 1.
     """
     plain = optax.scale_by_lbfgs(memory_size=memory)
 
@@ -169,7 +172,9 @@ def _lbfgs_of_convex(memory: int) -> optax.GradientTransformation:
         step, change = jnp.where(good, step, state.step), jnp.where(good, change, state.change)
         before = state.lbfgs._replace(params=params - step, updates=grads - change)
         updates, after = plain.update(grads, before, params)
-        return updates, _Remembered(after, step, change)
+        length = jnp.sum(jnp.abs(grads)) / GREY_LEVEL if first_step == "published" else jnp.sqrt(jnp.vdot(grads, grads))
+        first = grads / jnp.maximum(length, jnp.finfo(grads.dtype).tiny)
+        return jnp.where(state.lbfgs.count > 0, updates, first), _Remembered(after, step, change)
 
     return optax.GradientTransformation(init, update)
 
@@ -235,7 +240,7 @@ def _counted(step: Step) -> Step:
 
 def build_step(network: LossNetwork, perception: Perception, options: Optimization, mesh: Mesh) -> Step:
     """One iteration of the optimiser that the options name; in tiles of Adam, which remembers less than L-BFGS."""
-    tx = transformation(options)
+    tx = transformation(options, perception.scale)
     if options.tile_px is not None:
         return adam_step(tiles.objective(network, perception, mesh, options.tile_px), tx)
     loss = objective(network, perception, mesh)
