@@ -83,7 +83,7 @@ STUDIES = {
         {
             "starry_night": (
                 f"train small {_STARRY} --photos {_PHOTOS}/train --out {{run}} --resume",
-                f"evaluate {{run}} --photos {_PHOTOS}/val --against gatys gatys_unit --iterations 100",
+                f"evaluate {{run}} --photos {_PHOTOS}/val --against gatys lbfgs_noise --iterations 75",
             ),
             "movie": (
                 f"train movie {_STARRY} {{data}}/paintings/the_scream.jpg --photos {_PHOTOS}/train "

@@ -57,9 +57,6 @@ class Perception:
         _require(self.style_weight + self.content_weight > 0, "style_weight and content_weight are both zero")
 
 
-FirstStep = Literal["unit", "published"]
-
-
 @dataclass(frozen=True)
 class Optimization:
     """Gatys et al. (arXiv 1508.06576): the pixels are the parameters."""
@@ -76,9 +73,6 @@ class Optimization:
     line_search: bool = True
     """lbfgs: along each direction until the objective has fallen enough; without, each step is taken whole, as the
     programs of Gatys et al. and Johnson et al. do, which call Torch's L-BFGS"""
-    first_step: FirstStep = "unit"
-    """lbfgs without a line search: of length 1, or as Torch takes it, one grey level in all pixels together, which is
-    so little that rounding decides how the descent begins"""
     start: Literal["content", "noise"] = "content"
     """what the first scale begins with, unless an image is given"""
     clip: bool = True
@@ -95,11 +89,9 @@ class Optimization:
         _require(self.tile_px is None or self.tile_px >= 64, "optim.tile_px must be at least 64")
 
 
-Baseline = Literal["gatys", "gatys_unit", "lbfgs_noise", "adam_noise", "lbfgs_content"]
-_GATYS = Optimization("lbfgs", start="noise", memory=100, line_search=False, first_step="published", clip=False)
+Baseline = Literal["gatys", "lbfgs_noise", "adam_noise", "lbfgs_content"]
 BASELINES: dict[Baseline, Optimization] = {
-    "gatys": _GATYS,
-    "gatys_unit": replace(_GATYS, first_step="unit"),
+    "gatys": Optimization("lbfgs", start="noise", memory=100, line_search=False, clip=False),
     "lbfgs_noise": Optimization("lbfgs", start="noise"),
     "adam_noise": Optimization("adam", start="noise"),
     "lbfgs_content": Optimization("lbfgs", start="content"),

@@ -44,7 +44,6 @@ _DESCRIBED: dict[Baseline, str] = {
     "gatys": "gatys: as the published programs, Torch's L-BFGS from noise, memory 100, without a line search, an "
     "evaluation each, pairs that bend down left out, blind to what a file cannot show; the first step is one grey "
     "level in all pixels together.",
-    "gatys_unit": "gatys_unit: the same, but for a first step of length 1.",
     "lbfgs_noise": "lbfgs_noise: L-BFGS (zoom line search) on the pixels of each photograph, from noise.",
     "adam_noise": f"adam_noise: Adam at {Optimization().lr:g}, from noise.",
     "lbfgs_content": "lbfgs_content: L-BFGS (zoom line search) from the photograph itself.",

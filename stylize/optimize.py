@@ -21,7 +21,7 @@ from lib.run import RunFolder
 from lib.shard import compile_step, fetch, place, spread_pixels
 from lib.train import Loss, Metrics, State, Step, fit, init_state, make_step
 from stylize import tiles
-from stylize.config import FirstStep, Optimization, Perception, Scale
+from stylize.config import Optimization, Perception, Scale
 from stylize.loss import Arrays, content_of, everywhere, mixed, perceptual_loss, regions, style_of
 from stylize.vgg import LossNetwork
 
@@ -134,7 +134,7 @@ def transformation(options: Optimization, scale: Scale = "relative") -> optax.Gr
     if options.optimizer == "lbfgs" and options.tile_px is None:
         if not options.line_search:
             published = optax.scale(PUBLISHED_SCALE[scale])
-            tx = optax.chain(published, _torch_lbfgs(options.memory, options.first_step), optax.scale(-1.0))
+            tx = optax.chain(published, _torch_lbfgs(options.memory), optax.scale(-1.0))
             return optax.with_extra_args_support(tx)
         return optax.lbfgs(memory_size=options.memory)
     # The second moment of pixels that hardly matter is tiny: a larger epsilon keeps them from drifting to grey.
@@ -154,12 +154,14 @@ class _Remembered(NamedTuple):
     """of the gradient along the step: the last pair that was remembered"""
 
 
-def _torch_lbfgs(memory: int, first_step: FirstStep) -> optax.GradientTransformation:
+def _torch_lbfgs(memory: int) -> optax.GradientTransformation:
     """L-BFGS of one array as torch.optim.LBFGS has it without a line search.
+
+    The first step is one grey level in all pixels together, so little that rounding has a say in what comes next.
 
     Steps along which the gradient shrinks are not remembered. A line search makes no such steps. Without one they are
     made, and optax remembers them: its next step goes uphill. In the place of such a pair the last good one is
-    remembered again, which changes nothing. The first step is Torch's, or one of length 1.
+    remembered again, which changes nothing.
     """
     plain = optax.scale_by_lbfgs(memory_size=memory)
 
@@ -172,8 +174,7 @@ def _torch_lbfgs(memory: int, first_step: FirstStep) -> optax.GradientTransforma
         step, change = jnp.where(good, step, state.step), jnp.where(good, change, state.change)
         before = state.lbfgs._replace(params=params - step, updates=grads - change)
         updates, after = plain.update(grads, before, params)
-        length = jnp.sum(jnp.abs(grads)) / GREY_LEVEL if first_step == "published" else jnp.sqrt(jnp.vdot(grads, grads))
-        first = grads / jnp.maximum(length, jnp.finfo(grads.dtype).tiny)
+        first = grads * (GREY_LEVEL / jnp.maximum(jnp.sum(jnp.abs(grads)), jnp.finfo(grads.dtype).tiny))
         return jnp.where(state.lbfgs.count > 0, updates, first), _Remembered(after, step, change)
 
     return optax.GradientTransformation(init, update)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from launch.bench.rounds import interleaved, options, torch_with_all_cores
+from launch.bench.rounds import interleaved, need_torch, options, torch_device
 from lib.features import inception
 from lib.process import UserError, command
 from lib.run import environment, write_json
@@ -132,13 +132,16 @@ def main(argv: Sequence[str]) -> None:
         rounds=(7, "interleaved rounds per variant"),
         batch=(32, "images per round"),
     )
-    torch = torch_with_all_cores()
+    need_torch()
+    import torch
+
+    from launch.bench.torch_device import compute_on
+
     start()
-    gpu = jax.default_backend() == "gpu"
-    if gpu and not torch.cuda.is_available():
-        raise UserError("JAX sees a GPU here and PyTorch does not: nothing to compare")
+    device = torch_device(jax.default_backend())
+    compute_on(device, cores())
+    gpu = device == "cuda"
     arrays, images = problem(args.batch)
-    device = "cuda" if gpu else "cpu"
     variants = {
         "ours": ours(arrays, images, None),
         "torch channels_last": pytorch(arrays, images, device, channels_last=True),
