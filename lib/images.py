@@ -18,6 +18,7 @@ from lib.run import write_bytes
 STILLS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 ENDINGS = (*STILLS, ".gif")
 MAX_PIXELS = 170_000_000  # just below the limit of Pillow, so that it is this one that is told
+GREY_LEVEL = 2 / 255  # of pixels in [-1, 1]
 _LONGEST_PX = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # what their encoders take
 # What Pillow raises for damaged files, apart from its own: OSError where it looked, the others where it did not.
 _DAMAGED = (SyntaxError, OSError, EOFError, ValueError, struct.error, MemoryError)

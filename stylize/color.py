@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from lib.images import GREY_LEVEL
+
 _REC601 = np.array([0.299, 0.587, 0.114])
-# Differences of less than one of 255 levels are rounding: they are not blown up into colours. (A level is 2 / 255.)
-_LEAST_VARIANCE = (2 / 255) ** 2
+# Differences of less than one of 255 levels are rounding: they are not blown up into colours.
+_LEAST_VARIANCE = GREY_LEVEL**2
 
 
 def luminance(image: np.ndarray) -> np.ndarray:

@@ -141,8 +141,7 @@ def transformation(options: Optimization, scale: Scale = "relative") -> optax.Gr
     return optax.with_extra_args_support(optax.adam(options.lr, b1=0.9, b2=0.99, eps=1e-6))
 
 
-GREY_LEVEL = 2 / 255
-PUBLISHED_SCALE: dict[Scale, float] = {"raw": GREY_LEVEL**2, "relative": 32_500 * GREY_LEVEL**2}
+PUBLISHED_SCALE: dict[Scale, float] = {"raw": images.GREY_LEVEL**2, "relative": 32_500 * images.GREY_LEVEL**2}
 """of the objective where pixels count up to 255 (32,500: a raw content loss over a relative one, photographs at
 relu2_2). Without a line search the second step depends on it, if the gradient shrank along the first."""
 
@@ -157,9 +156,8 @@ class _Remembered(NamedTuple):
 def _torch_lbfgs(memory: int) -> optax.GradientTransformation:
     """L-BFGS of one array as torch.optim.LBFGS has it without a line search.
 
-    The first step is one grey level in all pixels together, so little that rounding has a say in what comes next.
-
-    Steps along which the gradient shrinks are not remembered. A line search makes no such steps. Without one they are
+    The first step is one grey level in all pixels together, so little that rounding has a say in what comes next. Steps
+    along which the gradient shrinks are not remembered. A line search makes no such steps. Without one they are
     made, and optax remembers them: its next step goes uphill. In the place of such a pair the last good one is
     remembered again, which changes nothing.
     """
@@ -174,7 +172,7 @@ def _torch_lbfgs(memory: int) -> optax.GradientTransformation:
         step, change = jnp.where(good, step, state.step), jnp.where(good, change, state.change)
         before = state.lbfgs._replace(params=params - step, updates=grads - change)
         updates, after = plain.update(grads, before, params)
-        first = grads * (GREY_LEVEL / jnp.maximum(jnp.sum(jnp.abs(grads)), jnp.finfo(grads.dtype).tiny))
+        first = grads * (images.GREY_LEVEL / jnp.maximum(jnp.sum(jnp.abs(grads)), jnp.finfo(grads.dtype).tiny))
         return jnp.where(state.lbfgs.count > 0, updates, first), _Remembered(after, step, change)
 
     return optax.GradientTransformation(init, update)

@@ -6,12 +6,12 @@ import numpy as np
 import optax
 import pytest
 
+from lib.images import GREY_LEVEL
 from lib.process import UserError
 from lib.run import RunFolder
 from lib.shard import make_mesh
 from stylize.config import BASELINES, Optimization, Perception
 from stylize.optimize import (
-    GREY_LEVEL,
     PUBLISHED_SCALE,
     Task,
     compile_trace,

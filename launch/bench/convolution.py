@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from launch.bench.rounds import interleaved, options, torch_with_all_cores
+from launch.bench.rounds import interleaved, options, torch_on
 from lib import layers
 from lib.data import FullBatch
 from lib.process import UserError, command
@@ -131,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
         rounds=(7, "interleaved rounds per variant"),
         steps=(8, "training steps per round"),
     )
-    torch = torch_with_all_cores()
+    torch = torch_on("cpu")
     devices = cores()
     start(devices)
     params, arrays = problem()

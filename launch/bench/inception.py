@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from launch.bench.rounds import interleaved, need_torch, options, torch_device
+from launch.bench.rounds import interleaved, options, torch_device, torch_on
 from lib.features import inception
 from lib.process import UserError, command
 from lib.run import environment, write_json
@@ -132,14 +132,9 @@ def main(argv: Sequence[str]) -> None:
         rounds=(7, "interleaved rounds per variant"),
         batch=(32, "images per round"),
     )
-    need_torch()
-    import torch
-
-    from launch.bench.torch_device import compute_on
-
     start()
     device = torch_device(jax.default_backend())
-    compute_on(device, cores())
+    torch = torch_on(device)
     gpu = device == "cuda"
     arrays, images = problem(args.batch)
     variants = {

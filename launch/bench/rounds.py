@@ -47,12 +47,14 @@ def check_same(results: Mapping[str, Any], limits: Mapping[str, float]) -> None:
                     raise UserError(f"{name}: {what} of {variant} differs by {value:.1e}, more than {limits[what]:g}")
 
 
-def torch_with_all_cores() -> Any:
-    """The module, with a thread per core. Raises UserError where it is not installed."""
+def torch_on(device: str) -> Any:
+    """The module, computing on "cpu", with a thread per core, or on "cuda". Raises UserError where it can't."""
     need_torch()
     import torch
 
-    torch.set_num_threads(cores())
+    from launch.bench.torch_device import compute_on
+
+    compute_on(device, cores())
     return torch
 
 
