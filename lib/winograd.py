@@ -100,8 +100,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array, padding: Padding) -> jax.Array:
     total = products(0)
     if parts.count > 1:
         total = jax.lax.fori_loop(1, parts.count, lambda i, total: total + products(i), total)
-    matrix = _of_places(_matrices(taps).kernel.T)
-    return _product(matrix, total).reshape(taps, taps, c, f)
+    return _product(_of_places(_matrices(taps).kernel.T), total).reshape(taps, taps, c, f)
 
 
 def spectrum(kernel: jax.Array) -> jax.Array:

@@ -217,11 +217,10 @@ def _reached(traces: np.ndarray, values: np.ndarray) -> np.ndarray:
 def _curves(runs: dict[Baseline, _Runs], network: float, network_s: float, out: Path) -> list[Picture]:
     """The median objective over iterations; and over what they cost, in evaluations and in seconds.
 
-    Of the photographs that a descent goes astray on a mean would show nothing else.
+    A mean would show nothing but the photographs on which a descent goes astray.
     """
     steps = {name: range(1, found.objective.shape[1]) for name, found in runs.items()}
-    traces = {name: np.nan_to_num(found.objective[:, 1:], nan=np.inf) for name, found in runs.items()}
-    medians = {name: np.median(values, axis=0) for name, values in traces.items()}
+    medians = {name: np.median(np.nan_to_num(found.objective, nan=np.inf), axis=0)[1:] for name, found in runs.items()}
     series = {name: (steps[name], list(medians[name])) for name in runs}
     longest = max(steps.values(), key=len)
     series["the network"] = (longest, [network] * len(longest))
