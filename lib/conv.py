@@ -15,8 +15,8 @@ cores, about as long as the convolution itself.
 Nor where the kernel has more entries than the input, as XLA then exchanges the two, nor with one channel or few
 features. These are matrix products here (`lib.products`).
 
-Nor where a 3x3 or 2x2 convolution is computed as it is written: Winograd's algorithm takes half of the time
-(`minimal`).
+Nor where a 3x3 convolution with many channels is computed as it is written, or the gradient to a kernel that strides
+cut into 2x2 blocks: Winograd's algorithm takes two thirds of the time (`minimal`).
 
 Nor with hardly any features and a large kernel: the 9x9 convolution that ends networks of images takes a third of the
 time when it computes blocks of 2x2 pixels as its features.
@@ -35,10 +35,10 @@ from jax import lax
 from lib import products, winograd
 from lib.blocks import depth_to_space, resized, space_to_depth
 from lib.shard import equally_varying
-from lib.window import Window, channels_last, dilated, is_spread, is_undilated, phases, result_sizes, transposed_padding
+from lib.window import Window, channels_last, dilated, is_spread, phases, result_sizes, transposed_padding
 
-# Where Winograd's algorithm is faster: with so many channels, results, and times as many products without it.
-_WIDE, _MANY, _SAVED = 16, 512, 1.9
+# Where Winograd's algorithm is faster (see `_suits_winograd`), measured with both of two cores at work.
+_MANY, _WORTH, _WORTH_OF_GRADIENT = 512, 75, 25
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -60,8 +60,8 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` with a backward pass that is fast inside loops on the CPU.
 
-    `minimal`: with Winograd's algorithm where it is faster (`lib.winograd`), which takes half of the time and is exact
-    to 1e-5 of the largest result in single precision: for training rather than for measuring.
+    `minimal`: with Winograd's algorithm where it is faster (`lib.winograd`), which takes two thirds of the time and is
+    exact to 1e-5 of the largest result in single precision: for training rather than for measuring.
 
     Same arguments, result and errors. `dimension_numbers` decides, as there: ("NHWC", "HWIO", "NHWC") and its
     analogues in one and three spatial dimensions (what `flax.linen.Conv` passes) get the fast backward pass.
@@ -150,9 +150,7 @@ def _conv_impl(window: Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return _transposed(window, lhs, rhs)
     if products.has_more_kernel(window, lhs, rhs):
         return products.dense_results(window, lhs, rhs)
-    if _suits_winograd(window, lhs, rhs.shape):
-        if is_spread(window, "strides"):
-            window, lhs, rhs = _unstrided(window, lhs, rhs)
+    if rhs.shape[:-2] == (3, 3) and _suits_winograd(window, lhs, rhs.shape, _WORTH):
         return winograd.results(lhs, rhs, window.padding)
     return lax.conv_general_dilated(
         lhs, rhs, window.strides, window.padding, window.lhs_dilation, window.rhs_dilation,
@@ -217,18 +215,6 @@ def _first_zeros(size: int, stride: int, low: int, length: int) -> int:
     return min(range(stride), key=cost)
 
 
-def _unstrided(window: Window, lhs: jax.Array, rhs: jax.Array) -> tuple[Window, jax.Array, jax.Array]:
-    """A strided convolution as one without, of blocks of the input's entries, as large as the stride."""
-    strides, sizes = window.strides, rhs.shape[:-2]
-    results = phases(result_sizes(lhs.shape[1:-1], sizes, window.padding), strides)
-    blocks = _in_stride_blocks(window, lhs, sizes, results)
-    taps = phases(sizes, strides)
-    kernel = jnp.moveaxis(rhs, -1, 0)  # [features, spatial..., c]
-    kernel = space_to_depth(resized(kernel, [(0, t * s) for t, s in zip(taps, strides, strict=True)]), strides)
-    plain = window._replace(strides=window.lhs_dilation, padding=((0, 0),) * len(sizes))
-    return plain, blocks, jnp.moveaxis(kernel, 0, -1)
-
-
 def _in_stride_blocks(window: Window, lhs: jax.Array, sizes: Sequence[int], results: Sequence[int]) -> jax.Array:
     """The input of a strided convolution, whose entries in blocks as large as the stride become channels."""
     taps = phases(sizes, window.strides)
@@ -238,25 +224,21 @@ def _in_stride_blocks(window: Window, lhs: jax.Array, sizes: Sequence[int], resu
     return space_to_depth(resized(lhs, spans), window.strides)
 
 
-def _suits_winograd(window: Window, lhs: jax.Array, rhs_shape: Sequence[int]) -> bool:
+def _suits_winograd(window: Window, lhs: jax.Array, rhs_shape: Sequence[int], worth: float) -> bool:
     """Whether Winograd's algorithm is wanted, precise enough, and faster: not with few channels or results.
 
-    Strided convolutions are seen as `_unstrided` makes them.
+    It saves products, as many as c features, and costs transformations, as many as c + features.
     """
     wanted = window.minimal and window.precision is None and window.preferred_element_type is None
-    if not (wanted and is_undilated(window) and lhs.dtype in (jnp.float32, jnp.float64)):
+    if not (wanted and is_spread(window) and lhs.dtype in (jnp.float32, jnp.float64)):
         return False
-    *sizes, c, features = rhs_shape
-    taps = phases(sizes, window.strides)
+    *taps, c, features = rhs_shape
     if len(taps) != 2 or taps[0] != taps[1] or taps[0] not in winograd.TAPS:
         return False
-    results = phases(result_sizes(lhs.shape[1:-1], sizes, window.padding), window.strides)
-    blocks = math.prod(window.strides)
-    if min(results) < 1 or len(lhs) * math.prod(results) < _MANY or min(c * blocks, features) < _WIDE:
+    results = result_sizes(lhs.shape[1:-1], taps, window.padding)
+    if min(results) < 1 or len(lhs) * math.prod(results) < _MANY:
         return False
-    # Kernels that the strides do not divide have zeros in their blocks.
-    full = math.prod(sizes) / (math.prod(taps) * blocks)
-    return full * winograd.saved(results, taps[0]) >= _SAVED
+    return winograd.saved(results, taps[0]) * c * features >= worth * (c + features)
 
 
 def _strided_rhs_gradient(window: Window, lhs: jax.Array, g: jax.Array, rhs_shape: tuple[int, ...]) -> jax.Array:
@@ -338,7 +320,7 @@ def _rhs_gradient(window: Window, lhs: jax.Array, g: jax.Array, rhs_shape: tuple
             padding=tuple((k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(sizes, window.padding, strict=True)),
         )
         return _flip_and_swap(_strided_rhs_gradient(back, g, lhs, (*sizes, features, c)), 1)
-    if _suits_winograd(window, lhs, rhs_shape):
+    if _suits_winograd(window, lhs, rhs_shape, _WORTH_OF_GRADIENT):
         return _winograd_rhs_gradient(window, lhs, g)
     lhs_sizes = dilated(lhs.shape[1:-1], window.lhs_dilation)
     rhs_sizes = dilated(rhs_shape[:-2], window.rhs_dilation)

@@ -95,12 +95,16 @@ def kernel_gradient(x: jax.Array, g: jax.Array, padding: Padding) -> jax.Array:
 
     def products(i: jax.Array | int) -> jax.Array:
         own = parts.slice(gradients, i, parts.tiles[0] * TILE, sides)
-        return jnp.einsum("ntc,ntf->ncf", parts.tiles_of_input(images, i), _tiles_of_gradient(own, taps))
+        pair = parts.tiles_of_input(images, i), _tiles_of_gradient(own, taps)
+        return jnp.einsum(
+            "nti,ntj->nij", *(pair if c < f else reversed(pair))
+        )  # XLA is slow at the first, if it is wide
 
     total = products(0)
     if parts.count > 1:
         total = jax.lax.fori_loop(1, parts.count, lambda i, total: total + products(i), total)
-    return _product(_of_places(_matrices(taps).kernel.T), total).reshape(taps, taps, c, f)
+    found = _product(_of_places(_matrices(taps).kernel.T), total).reshape(taps, taps, *total.shape[1:])
+    return found if c < f else jnp.swapaxes(found, 2, 3)
 
 
 def spectrum(kernel: jax.Array) -> jax.Array:

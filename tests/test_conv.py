@@ -198,27 +198,60 @@ def test_gradients_of_both_orders_compile_without_zeros_between_entries(case):
 MINIMAL = {
     "same": ((9, 6), (3, 3), 16, 17, {}),
     "asymmetric": ((7, 8), (3, 3), 17, 16, {"padding": ((0, 3), (2, 1))}),
-    "stride": ((15, 16), (5, 5), 4, 16, {"window_strides": (2, 2)}),
+    "stride": ((15, 16), (5, 5), 5, 16, {"window_strides": (2, 2)}),
     "stride_of_half_a_kernel": ((14, 16), (4, 4), 5, 16, {"window_strides": (2, 2)}),
 }
 
 
+@pytest.fixture
+def by_winograd(monkeypatch):
+    """Shapes of the kernels whose convolutions, or gradients, were computed by Winograd's algorithm."""
+    found = {"results": [], "kernel_gradient": []}
+
+    def watched(name, function):
+        def watch(x, other, padding):
+            done = function(x, other, padding)
+            found[name].append((other if name == "results" else done).shape)
+            return done
+
+        monkeypatch.setattr(conv.winograd, name, watch)
+
+    for name in found:
+        watched(name, getattr(conv.winograd, name))
+    return found
+
+
 @pytest.mark.parametrize("case", MINIMAL)
-def test_derivatives_by_winograds_algorithm(case, monkeypatch):
+def test_derivatives_by_winograds_algorithm(case, by_winograd, monkeypatch):
     monkeypatch.setitem(CASES, case, MINIMAL[case])
+    monkeypatch.setattr(conv, "_WORTH", 0)
+    monkeypatch.setattr(conv, "_WORTH_OF_GRADIENT", 0)
     with jax.enable_x64(True):
         x, k, settings = _arrays(case, batch=16)
         ours, theirs = (partial(f, **settings) for f in (conv.conv_general_dilated, lax.conv_general_dilated))
         _assert_close(*_both(_derivatives, partial(ours, minimal=True), theirs, x, k), 1e-11)
-    x, k = np.float32(x), np.float32(k)
-    f = partial(conv.conv_general_dilated, minimal=True, **settings)
-    compiled = jax.jit(lambda x, k: _derivatives(f, x, k)).lower(x, k).compile().as_text()
-    assert " convolution(" not in compiled
+    assert by_winograd["kernel_gradient"]
+    assert bool(by_winograd["results"]) == (case != "stride_of_half_a_kernel")
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "channels", "features", "results", "gradient"),
+    [(14, 3, 1, 64, 64, True, True), (14, 3, 1, 32, 32, False, True), (32, 3, 1, 64, 32, True, True),
+     (14, 3, 1, 16, 16, False, False), (28, 4, 2, 32, 64, False, True), (28, 4, 2, 4, 16, False, False)],
+)  # fmt: skip
+def test_winograds_algorithm_where_it_is_faster(
+    size, kernel, stride, channels, features, results, gradient, by_winograd
+):
+    x, k = jnp.zeros((128, size, size, channels)), jnp.zeros((kernel, kernel, channels, features))
+    f = partial(conv.conv_general_dilated, window_strides=(stride, stride), minimal=True,
+                padding="SAME", dimension_numbers=LAYOUTS[2])  # fmt: skip
+    jax.eval_shape(lambda x, k: jax.vjp(lambda k: f(x, k), k)[1](f(x, k)), x, k)
+    assert [bool(by_winograd[name]) for name in ("results", "kernel_gradient")] == [results, gradient]
 
 
 @pytest.mark.parametrize(("dtype", "asked"), [(jnp.bfloat16, {}), (jnp.float32, {"precision": "highest"})])
 def test_no_winograd_where_more_digits_are_needed(dtype, asked, monkeypatch):
-    monkeypatch.setitem(CASES, "same_wide", MINIMAL["same"])
+    monkeypatch.setitem(CASES, "same_wide", ((9, 6), (3, 3), 80, 80, {}))
     x, k, settings = _arrays("same_wide", np.float32, batch=16)
     f = jax.jit(partial(conv.conv_general_dilated, minimal=True, **settings, **asked))
     assert " convolution(" in f.lower(jnp.asarray(x, dtype), jnp.asarray(k, dtype)).compile().as_text()

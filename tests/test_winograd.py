@@ -31,14 +31,14 @@ def test_equals_the_direct_convolution_at_any_size(size):
     close(jax.jit(winograd.conv)(x, winograd.transform(kernel)), direct(x, kernel))
 
 
-@pytest.mark.parametrize("taps", [2, 3])
+@pytest.mark.parametrize(("taps", "features"), [(2, 4), (2, 2), (3, 4)])
 @pytest.mark.parametrize("cache", [1 << 11, 1 << 14, 1 << 20], ids=["bands", "images", "whole"])
-def test_parts_of_what_does_not_fit_into_the_cache(taps, cache, monkeypatch):
+def test_parts_of_what_does_not_fit_into_the_cache(taps, features, cache, monkeypatch):
     """Bands of rows of an image; images, of which the last part has too few; all at once."""
     monkeypatch.setattr(winograd, "_CACHE", cache)
     monkeypatch.setattr(winograd, "alone", lambda: True)
     rng = np.random.default_rng(taps)
-    x, kernel = rng.normal(size=(5, 13, 10, 3)), rng.normal(size=(taps, taps, 3, 4))
+    x, kernel = rng.normal(size=(5, 13, 10, 3)), rng.normal(size=(taps, taps, 3, features))
     padding = ((1, 0), (2, 1))
     with jax.enable_x64(True):
         found, derive = jax.vjp(lambda kernel: direct(x, kernel, padding), jnp.asarray(kernel))
