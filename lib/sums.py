@@ -9,10 +9,18 @@ from lib.shard import equally_varying
 
 
 def channel_sums(x: jax.Array, weight: float = 1.0, parts: tuple[int, ...] = ()) -> jax.Array:
-    """[..., c] -> [c], times `weight`, in single precision or better; of `parts` (n,) of the first axis, [n, c]."""
-    rows = x.reshape(*parts, -1, x.shape[-1])
-    ones = jnp.full((*parts, 1, rows.shape[-2]), weight, jnp.promote_types(x.dtype, jnp.float32))
-    return (ones @ rows)[..., 0, :]
+    """[..., c] -> [c], times `weight`, in single precision or better; of `parts` (n,) of the first axis, [n, c].
+
+    Those of each image come first: many short products take a third of the time of a long one.
+    """
+    images = _sums(x.reshape(len(x), -1, x.shape[-1]), weight)
+    return _sums(images.reshape(*parts, -1, x.shape[-1]), 1.0)
+
+
+def _sums(x: jax.Array, weight: float) -> jax.Array:
+    """[..., n, c] -> [..., c], times `weight`."""
+    ones = jnp.full((*x.shape[:-2], 1, x.shape[-2]), weight, jnp.promote_types(x.dtype, jnp.float32))
+    return (ones @ x)[..., 0, :]
 
 
 def biased(x: jax.Array, bias: jax.Array) -> jax.Array:
