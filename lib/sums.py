@@ -9,7 +9,7 @@ from lib.shard import equally_varying
 
 
 def channel_sums(x: jax.Array, weight: float = 1.0, parts: tuple[int, ...] = ()) -> jax.Array:
-    """[..., c] -> [c], times `weight`, in single precision or better; of `parts` (n,) of the first axis, [n, c].
+    """[b, ..., c] -> [c], times `weight`, in single precision or better; of `parts` (n,) of the first axis, [n, c].
 
     Those of each image come first: many short products take a third of the time of a long one.
     """
