@@ -37,8 +37,10 @@ from lib.blocks import depth_to_space, resized, space_to_depth
 from lib.shard import equally_varying
 from lib.window import Window, channels_last, dilated, is_spread, phases, result_sizes, transposed_padding
 
-# Where Winograd's algorithm is faster (see `_suits_winograd`), measured with both of two cores at work.
-_MANY, _WORTH, _WORTH_OF_GRADIENT = 512, 75, 25
+# Where Winograd's algorithm is faster (see `_suits_winograd`), measured with both of two cores at work: with so many
+# results, and by the sides of the kernels for which it ever is.
+_MANY = 512
+_WORTH, _WORTH_OF_GRADIENT = {3: 75}, {2: 25, 3: 25}
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -150,7 +152,7 @@ def _conv_impl(window: Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return _transposed(window, lhs, rhs)
     if products.has_more_kernel(window, lhs, rhs):
         return products.dense_results(window, lhs, rhs)
-    if rhs.shape[:-2] == (3, 3) and _suits_winograd(window, lhs, rhs.shape, _WORTH):
+    if _suits_winograd(window, lhs, rhs.shape, _WORTH):
         return winograd.results(lhs, rhs, window.padding)
     return lax.conv_general_dilated(
         lhs, rhs, window.strides, window.padding, window.lhs_dilation, window.rhs_dilation,
@@ -224,7 +226,7 @@ def _in_stride_blocks(window: Window, lhs: jax.Array, sizes: Sequence[int], resu
     return space_to_depth(resized(lhs, spans), window.strides)
 
 
-def _suits_winograd(window: Window, lhs: jax.Array, rhs_shape: Sequence[int], worth: float) -> bool:
+def _suits_winograd(window: Window, lhs: jax.Array, rhs_shape: Sequence[int], worth: dict[int, float]) -> bool:
     """Whether Winograd's algorithm is wanted, precise enough, and faster: not with few channels or results.
 
     It saves products, as many as c features, and costs transformations, as many as c + features.
@@ -233,12 +235,12 @@ def _suits_winograd(window: Window, lhs: jax.Array, rhs_shape: Sequence[int], wo
     if not (wanted and is_spread(window) and lhs.dtype in (jnp.float32, jnp.float64)):
         return False
     *taps, c, features = rhs_shape
-    if len(taps) != 2 or taps[0] != taps[1] or taps[0] not in winograd.TAPS:
+    if len(taps) != 2 or taps[0] != taps[1] or taps[0] not in worth:
         return False
     results = result_sizes(lhs.shape[1:-1], taps, window.padding)
     if min(results) < 1 or len(lhs) * math.prod(results) < _MANY:
         return False
-    return winograd.saved(results, taps[0]) * c * features >= worth * (c + features)
+    return winograd.saved(results, taps[0]) * c * features >= worth[taps[0]] * (c + features)
 
 
 def _strided_rhs_gradient(window: Window, lhs: jax.Array, g: jax.Array, rhs_shape: tuple[int, ...]) -> jax.Array:

@@ -26,8 +26,6 @@ from numpy.polynomial import polynomial
 from lib.shard import alone, equally_varying
 
 TILE = 4
-TAPS = (2, 3)
-"""sides of the kernels"""
 _POINTS = (0, 1, -1, 2, -2)
 _CACHE = 3 << 19  # bytes; the second level of a core has about as many
 _PER_TILE = 128  # entries of the kernel: each part reads all of it, which takes so many tiles to be worth it
