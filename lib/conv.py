@@ -35,12 +35,12 @@ from jax import lax
 from lib import products, winograd
 from lib.blocks import depth_to_space, resized, space_to_depth
 from lib.shard import equally_varying
-from lib.window import Window, channels_last, dilated, is_spread, phases, result_sizes, transposed_padding
+from lib.window import Window, channels_last, dilated, is_spread, is_undilated, phases, result_sizes, transposed_padding
 
 # Where Winograd's algorithm is faster (see `_suits_winograd`), measured with both of two cores at work: with so many
 # results, and by the sides of the kernels for which it ever is.
 _MANY = 512
-_WORTH, _WORTH_OF_GRADIENT = {3: 75}, {2: 25, 3: 25}
+_WORTH, _WORTH_OF_GRADIENT = {2: 200, 3: 75}, {2: 25, 3: 25}
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -152,8 +152,11 @@ def _conv_impl(window: Window, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return _transposed(window, lhs, rhs)
     if products.has_more_kernel(window, lhs, rhs):
         return products.dense_results(window, lhs, rhs)
-    if _suits_winograd(window, lhs, rhs.shape, _WORTH):
-        return winograd.results(lhs, rhs, window.padding)
+    results = phases(result_sizes(lhs.shape[1:-1], rhs.shape[:-2], window.padding), window.strides)
+    if _suits_winograd(window, lhs, results, rhs.shape, _WORTH):
+        stride, *_ = window.strides
+        padding = _padding_of_blocks(window, lhs, rhs.shape, results)
+        return winograd.results(lhs, _in_blocks_of_stride(rhs, window.strides), padding, stride)
     return lax.conv_general_dilated(
         lhs, rhs, window.strides, window.padding, window.lhs_dilation, window.rhs_dilation,
         channels_last(lhs.ndim - 2), window.groups, 1, window.precision, window.preferred_element_type,
@@ -217,27 +220,22 @@ def _first_zeros(size: int, stride: int, low: int, length: int) -> int:
     return min(range(stride), key=cost)
 
 
-def _in_stride_blocks(window: Window, lhs: jax.Array, sizes: Sequence[int], results: Sequence[int]) -> jax.Array:
-    """The input of a strided convolution, whose entries in blocks as large as the stride become channels."""
-    taps = phases(sizes, window.strides)
-    spans = [
-        (-lo, s * (m + t - 1)) for (lo, _), s, m, t in zip(window.padding, window.strides, results, taps, strict=True)
-    ]
-    return space_to_depth(resized(lhs, spans), window.strides)
-
-
-def _suits_winograd(window: Window, lhs: jax.Array, rhs_shape: Sequence[int], worth: dict[int, float]) -> bool:
+def _suits_winograd(
+    window: Window, lhs: jax.Array, results: Sequence[int], rhs_shape: Sequence[int], worth: dict[int, float]
+) -> bool:
     """Whether Winograd's algorithm is wanted, precise enough, and faster: not with few channels or results.
 
-    It saves products, as many as c features, and costs transformations, as many as c + features.
+    It saves products, as many as c features, and costs transformations, as many as c + features. Blocks as large as
+    the strides are channels.
     """
     wanted = window.minimal and window.precision is None and window.preferred_element_type is None
-    if not (wanted and is_spread(window) and lhs.dtype in (jnp.float32, jnp.float64)):
+    even = is_undilated(window) and len(set(window.strides)) == 1
+    if not (wanted and even and lhs.dtype in (jnp.float32, jnp.float64)):
         return False
-    *taps, c, features = rhs_shape
+    *sizes, c, features = rhs_shape
+    taps, c = phases(sizes, window.strides), math.prod(window.strides) * c
     if len(taps) != 2 or taps[0] != taps[1] or taps[0] not in worth:
         return False
-    results = result_sizes(lhs.shape[1:-1], taps, window.padding)
     if min(results) < 1 or len(lhs) * math.prod(results) < _MANY:
         return False
     return winograd.saved(results, taps[0]) * c * features >= worth[taps[0]] * (c + features)
@@ -248,12 +246,38 @@ def _strided_rhs_gradient(window: Window, lhs: jax.Array, g: jax.Array, rhs_shap
 
     Blocks of the input's entries, as large as the stride, become channels; the kernel's entries do the same.
     """
-    strides, (*sizes, _, _) = window.strides, rhs_shape
-    taps = phases(sizes, strides)
-    blocks = _in_stride_blocks(window, lhs, sizes, g.shape[1:-1])
+    strides, (*sizes, c, features) = window.strides, rhs_shape
+    if _suits_winograd(window, lhs, g.shape[1:-1], rhs_shape, _WORTH_OF_GRADIENT):
+        return _winograd_rhs_gradient(window, rhs_shape, lhs, g)
+    padding = _padding_of_blocks(window, lhs, rhs_shape, g.shape[1:-1])
+    blocks = space_to_depth(
+        resized(lhs, [(-lo, lo + n + hi) for (lo, hi), n in zip(padding, lhs.shape[1:-1], strict=True)]), strides
+    )
     plain = window._replace(strides=window.lhs_dilation, padding=((0, 0),) * len(sizes))
-    found = _rhs_gradient(plain, blocks, g, (*taps, blocks.shape[-1], g.shape[-1]))
-    kernel = depth_to_space(jnp.moveaxis(found, -1, 0), strides)  # [features, spatial..., c]
+    in_blocks = (*phases(sizes, strides), math.prod(strides) * c, features)
+    return _out_of_blocks(_rhs_gradient(plain, blocks, g, in_blocks), strides, sizes)
+
+
+def _padding_of_blocks(
+    window: Window, lhs: jax.Array, rhs_shape: Sequence[int], results: Sequence[int]
+) -> list[tuple[int, int]]:
+    """What the input of a strided convolution needs to be cut into blocks as large as the stride."""
+    taps = phases(rhs_shape[:-2], window.strides)
+    of_each = zip(window.padding, window.strides, results, taps, lhs.shape[1:-1], strict=True)
+    return [(lo, s * (m + t - 1) - n - lo) for (lo, _), s, m, t, n in of_each]
+
+
+def _in_blocks_of_stride(kernel: jax.Array, strides: tuple[int, ...]) -> jax.Array:
+    """[sizes..., c, features] -> [taps..., strides... c, features]; zeros where a kernel does not fill its blocks."""
+    *sizes, _, _ = kernel.shape
+    kernel = jnp.moveaxis(kernel, -1, 0)  # [features, spatial..., c]
+    spans = [(0, t * s) for t, s in zip(phases(sizes, strides), strides, strict=True)]
+    return jnp.moveaxis(space_to_depth(resized(kernel, spans), strides), 0, -1)
+
+
+def _out_of_blocks(kernel: jax.Array, strides: tuple[int, ...], sizes: Sequence[int]) -> jax.Array:
+    """[taps..., strides... c, features] -> [sizes..., c, features]."""
+    kernel = depth_to_space(jnp.moveaxis(kernel, -1, 0), strides)  # [features, spatial..., c]
     return jnp.moveaxis(resized(kernel, [(0, k) for k in sizes]), 0, -1)
 
 
@@ -322,8 +346,8 @@ def _rhs_gradient(window: Window, lhs: jax.Array, g: jax.Array, rhs_shape: tuple
             padding=tuple((k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(sizes, window.padding, strict=True)),
         )
         return _flip_and_swap(_strided_rhs_gradient(back, g, lhs, (*sizes, features, c)), 1)
-    if _suits_winograd(window, lhs, rhs_shape, _WORTH_OF_GRADIENT):
-        return _winograd_rhs_gradient(window, lhs, g)
+    if _suits_winograd(window, lhs, g.shape[1:-1], rhs_shape, _WORTH_OF_GRADIENT):
+        return _winograd_rhs_gradient(window, rhs_shape, lhs, g)
     lhs_sizes = dilated(lhs.shape[1:-1], window.lhs_dilation)
     rhs_sizes = dilated(rhs_shape[:-2], window.rhs_dilation)
     g_sizes = dilated(g.shape[1:-1], window.strides)
@@ -339,21 +363,24 @@ def _rhs_gradient(window: Window, lhs: jax.Array, g: jax.Array, rhs_shape: tuple
     return jnp.moveaxis(_conv(back, images, kernels), 0, -2)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _winograd_rhs_gradient(window: Window, lhs: jax.Array, g: jax.Array) -> jax.Array:
-    return winograd.kernel_gradient(lhs, g, window.padding)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _winograd_rhs_gradient(window: Window, rhs_shape: tuple[int, ...], lhs: jax.Array, g: jax.Array) -> jax.Array:
+    stride, *_ = window.strides
+    padding = _padding_of_blocks(window, lhs, rhs_shape, g.shape[1:-1])
+    return _out_of_blocks(winograd.kernel_gradient(lhs, g, padding, stride), window.strides, rhs_shape[:-2])
 
 
 def _winograd_rhs_gradient_bwd(
-    window: Window, residuals: tuple[jax.Array, jax.Array], by_rhs: jax.Array
+    window: Window, rhs_shape: tuple[int, ...], residuals: tuple[jax.Array, jax.Array], by_rhs: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """It is linear in both: what comes back is a convolution, and the gradient of one."""
+    del rhs_shape
     lhs, g = residuals
     return _lhs_gradient(window, g, by_rhs, lhs.shape), _conv(window, lhs, by_rhs)
 
 
 _winograd_rhs_gradient.defvjp(
-    lambda window, lhs, g: (_winograd_rhs_gradient(window, lhs, g), (lhs, g)), _winograd_rhs_gradient_bwd
+    lambda window, shape, lhs, g: (_winograd_rhs_gradient(window, shape, lhs, g), (lhs, g)), _winograd_rhs_gradient_bwd
 )
 
 

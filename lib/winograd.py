@@ -25,8 +25,9 @@ from numpy.polynomial import polynomial
 
 from lib.shard import alone, equally_varying
 
-TILE = 4
-_POINTS = (0, 1, -1, 2, -2)
+# Where polynomials are evaluated, for a tile of so many lines; infinity is the last one. Single precision loses few
+# digits to these; with one point more it loses ten times as much.
+_POINTS = {5: (0, 1, -1, 2), 6: (0, 1, -1, 2, -2), 7: (0, 1, -1, 2, 0.5, -0.5), 8: (0, 1, -1, 2, -2, 0.5, -0.5)}
 _CACHE = 3 << 19  # bytes; the second level of a core has about as many
 _PER_TILE = 128  # entries of the kernel: each part reads all of it, which takes so many tiles to be worth it
 
@@ -41,17 +42,17 @@ class _Matrices(NamedTuple):
     kernel: np.ndarray
     """[lines, taps]"""
     result: np.ndarray
-    """[TILE, lines]"""
+    """[tile, lines]"""
 
 
 @functools.cache
-def _matrices(taps: int) -> _Matrices:
+def _matrices(tile: int, taps: int) -> _Matrices:
     """By Toom and Cook: polynomials are known by their values at as many points; the last one is infinity.
 
     Those of 3 taps are the paper's for F(4x4, 3x3).
     """
-    lines = TILE + taps - 1
-    points = np.array(_POINTS[: lines - 1], np.float64)
+    lines = tile + taps - 1
+    points = np.array(_POINTS[lines], np.float64)
     others = [np.delete(points, i) for i in range(lines - 1)]
     inputs = [*map(polynomial.polyfromroots, others), polynomial.polyfromroots(points)]
     scale = np.array([np.prod(a - rest) for a, rest in zip(points, others, strict=True)])
@@ -59,7 +60,7 @@ def _matrices(taps: int) -> _Matrices:
     return _Matrices(
         np.array([np.pad(row, (0, lines - len(row))) for row in inputs]),
         np.concatenate([np.vander(points, taps, increasing=True) / scale[:, None], last]),
-        np.concatenate([np.vander(points, TILE, increasing=True).T, np.eye(1, TILE, TILE - 1).T], axis=1),
+        np.concatenate([np.vander(points, tile, increasing=True).T, np.eye(1, tile, tile - 1).T], axis=1),
     )
 
 
@@ -74,57 +75,77 @@ def _product(matrix: np.ndarray, x: jax.Array) -> jax.Array:
     return (jnp.asarray(matrix, x.dtype) @ x.reshape(len(x), -1)).reshape(-1, *x.shape[1:])
 
 
+def _tile_for(sizes: Sequence[int], taps: int) -> int:
+    """The side of the tiles that take the fewest products for results of these sizes."""
+    return min((lines + 1 - taps for lines in _POINTS), key=lambda tile: _products(sizes, taps, tile))
+
+
+def _products(sizes: Sequence[int], taps: int, tile: int) -> int:
+    return math.prod(-(-length // tile) * (tile + taps - 1) for length in sizes)
+
+
 def saved(sizes: Sequence[int], taps: int) -> float:
     """How many times as many products the direct convolution takes for results of these sizes."""
-    tiles = math.prod(-(-length // TILE) for length in sizes)
-    return math.prod(sizes) * taps**2 / (tiles * (TILE + taps - 1) ** 2)
+    return math.prod(sizes) * taps**2 / _products(sizes, taps, _tile_for(sizes, taps))
 
 
-def results(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-    """The convolution of stride 1 with zero padding: [b, h, w, c], [taps, taps, c, f] -> [b, h', w', f]."""
-    return _of_spectrum(x, spectrum(kernel), padding)
+def results(x: jax.Array, kernel: jax.Array, padding: Padding, block: int = 1) -> jax.Array:
+    """The convolution of stride 1 with zero padding: [b, h, w, c], [taps, taps, c, f] -> [b, h', w', f].
+
+    `block`: one with so large strides, whose padded input is cut into blocks with as many entries a side, which are
+    channels: the kernel is [taps, taps, block^2 c, f].
+    """
+    taps = len(kernel)
+    sizes = _sizes(x, padding, taps, block)
+    return _of_spectrum(x, spectrum(kernel, _tile_for(sizes, taps)), padding, taps, block)
 
 
-def kernel_gradient(x: jax.Array, g: jax.Array, padding: Padding) -> jax.Array:
-    """That of `results` where the gradient of these is g [b, h', w', f]: [taps, taps, c, f]."""
-    (_, h, w, f), c = g.shape, x.shape[-1]
-    taps = x.shape[1] + sum(padding[0]) - h + 1
-    parts = _Parts.of(x, (h, w), f, taps, padding)
-    sides = [(0, n * TILE - length) for n, length in zip(parts.tiles, (h, w), strict=True)]
-    images, gradients = parts.whole(x, parts.padding[0]), parts.whole(g, (0, parts.bands * TILE * parts.tiles[0] - h))
+def _sizes(x: jax.Array, padding: Padding, taps: int, block: int) -> list[int]:
+    return [(n + sum(sides)) // block - taps + 1 for n, sides in zip(x.shape[1:3], padding, strict=True)]
+
+
+def kernel_gradient(x: jax.Array, g: jax.Array, padding: Padding, block: int = 1) -> jax.Array:
+    """That of `results` where the gradient of these is g [b, h', w', f]: [taps, taps, block^2 c, f]."""
+    (_, h, w, f), c = g.shape, block**2 * x.shape[-1]
+    taps = (x.shape[1] + sum(padding[0])) // block - h + 1
+    tile = _tile_for((h, w), taps)
+    parts = _Parts.of(x, (h, w), f, tile, taps, padding, block)
+    rows, columns = (n * tile for n in parts.tiles)
+    sides = (0, rows - h), (0, columns - w)
+    images, gradients = parts.whole(x, parts.padding[0]), parts.whole(g, (0, parts.bands * rows - h))
 
     def products(i: jax.Array | int) -> jax.Array:
-        own = parts.slice(gradients, i, parts.tiles[0] * TILE, sides)
-        pair = parts.tiles_of_input(images, i), _tiles_of_gradient(own, taps)
+        own = parts.slice(gradients, i, rows, rows, sides)
+        pair = parts.tiles_of_input(images, i), _tiles_of_gradient(own, tile, taps)
         # The wider one last: XLA rearranges the first one.
         return jnp.einsum("nti,ntj->nij", *(pair if c < f else reversed(pair)))
 
     total = products(0)
     if parts.count > 1:
         total = jax.lax.fori_loop(1, parts.count, lambda i, total: total + products(i), total)
-    found = _product(_of_places(_matrices(taps).kernel.T), total).reshape(taps, taps, *total.shape[1:])
+    found = _product(_of_places(_matrices(tile, taps).kernel.T), total).reshape(taps, taps, *total.shape[1:])
     return found if c < f else jnp.swapaxes(found, 2, 3)
 
 
-def spectrum(kernel: jax.Array) -> jax.Array:
+def spectrum(kernel: jax.Array, tile: int) -> jax.Array:
     """A kernel [taps, taps, c, f] in the basis of the tiles, [lines^2, c, f]; of the places in a tile, those of one
     column stand together."""
     taps, _, c, f = kernel.shape
-    return _product(_of_places(_matrices(taps).kernel.T).T, kernel.reshape(-1, c, f))
+    return _product(_of_places(_matrices(tile, taps).kernel.T).T, kernel.reshape(-1, c, f))
 
 
-def _of_spectrum(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+def _of_spectrum(x: jax.Array, kernel: jax.Array, padding: Padding, taps: int, block: int = 1) -> jax.Array:
     x, kernel = equally_varying(x, kernel)
-    lines, f = math.isqrt(len(kernel)), kernel.shape[-1]
-    taps = lines - TILE + 1
-    h, w = (length + sum(sides) - taps + 1 for length, sides in zip(x.shape[1:3], padding, strict=True))
-    parts = _Parts.of(x, (h, w), f, taps, padding)
-    images, (rows, columns), matrix = parts.whole(x, parts.padding[0]), parts.tiles, _of_places(_matrices(taps).result)
+    tile, f = math.isqrt(len(kernel)) + 1 - taps, kernel.shape[-1]
+    h, w = _sizes(x, padding, taps, block)
+    parts = _Parts.of(x, (h, w), f, tile, taps, padding, block)
+    images, (rows, columns) = parts.whole(x, parts.padding[0]), parts.tiles
+    matrix = _of_places(_matrices(tile, taps).result)
 
     def part(i: jax.Array | int) -> jax.Array:
         y = jnp.einsum("ntc,ncf->ntf", parts.tiles_of_input(images, i), kernel)
-        tiles = _product(matrix, y).reshape(TILE, TILE, parts.images, rows, columns, f)
-        tall = jnp.transpose(tiles, (2, 3, 0, 4, 1, 5)).reshape(parts.images, rows * TILE, columns * TILE, f)[:, :, :w]
+        tiles = _product(matrix, y).reshape(tile, tile, parts.images, rows, columns, f)
+        tall = jnp.transpose(tiles, (2, 3, 0, 4, 1, 5)).reshape(parts.images, rows * tile, columns * tile, f)[:, :, :w]
         return tall[:, :h] if parts.bands == 1 else tall
 
     if parts.count == 1:
@@ -136,6 +157,8 @@ def _of_spectrum(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array
 class _Parts(NamedTuple):
     """What a loop takes at once: as many images as the cache has room for, or a band of one image's rows."""
 
+    tile: int
+    """side of its results"""
     taps: int
     images: int
     bands: int
@@ -148,13 +171,18 @@ class _Parts(NamedTuple):
     """rows and columns of them, in a part's image"""
     padding: tuple[tuple[int, int], ...]
     """of the input's rows, all bands together, and columns"""
+    block: int
+    """side of what of the input are channels"""
 
     @classmethod
-    def of(cls, x: jax.Array, sizes: Sequence[int], features: int, taps: int, padding: Padding) -> _Parts:
+    def of(
+        cls, x: jax.Array, sizes: Sequence[int], features: int, tile: int, taps: int, padding: Padding, block: int
+    ) -> _Parts:
         """For an input [b, h, w, c] and results of these sizes and features."""
         b, *lengths, c = x.shape
-        rows, columns = (-(-n // TILE) for n in sizes)
-        tiles = _CACHE // ((TILE + taps - 1) ** 2 * max(c, features) * x.dtype.itemsize)
+        c *= block**2
+        rows, columns = (-(-n // tile) for n in sizes)
+        tiles = _CACHE // ((tile + taps - 1) ** 2 * max(c, features) * x.dtype.itemsize)
         tiles = max(tiles, c * features // _PER_TILE) if alone() else b * rows * columns
         images = min(b, max(1, tiles // (rows * columns)))
         images = next((n for n in range(images, images // 2, -1) if b % n == 0), images)
@@ -162,21 +190,24 @@ class _Parts(NamedTuple):
         rows = -(-rows // bands)
         blocks = -(-b // images)
         sides = tuple(
-            (low, n * TILE + taps - 1 - low - length)
+            (low, block * (n * tile + taps - 1) - low - length)
             for (low, _), n, length in zip(padding, (bands * rows, columns), lengths, strict=True)
         )
-        return cls(taps, images, bands, blocks * bands, blocks * images - b, (rows, columns), sides)
+        return cls(tile, taps, images, bands, blocks * bands, blocks * images - b, (rows, columns), sides, block)
 
     def whole(self, x: jax.Array, sides: tuple[int, int]) -> jax.Array:
         """[b, h, w, c] with the images that are lacking, and rows at both sides if they are taken in bands."""
         return _padded(x, (0, self.lacking), sides if self.bands > 1 else (0, 0), (0, 0))
 
-    def slice(self, x: jax.Array, i: jax.Array | int, rows: int, sides: Sequence[tuple[int, int]]) -> jax.Array:
-        """Of what `whole` returns, those of part i with what is beside them: so many rows, if it is a band."""
+    def slice(
+        self, x: jax.Array, i: jax.Array | int, rows: int, step: int, sides: Sequence[tuple[int, int]]
+    ) -> jax.Array:
+        """Of what `whole` returns, those of part i with what is beside them: so many rows from `step` rows after those
+        of the one before on, if it is a band."""
         if self.count == 1:
             return _padded(x, (0, 0), *sides)
         banded = self.bands > 1
-        first = i // self.bands * self.images, i % self.bands * self.tiles[0] * TILE, 0, 0
+        first = i // self.bands * self.images, i % self.bands * step, 0, 0
         own = jax.lax.dynamic_slice(x, first, (self.images, rows if banded else x.shape[1], *x.shape[2:]))
         return _padded(own, (0, 0), (0, 0) if banded else sides[0], sides[1])
 
@@ -186,10 +217,19 @@ class _Parts(NamedTuple):
         Whole stacks go from stage to stage: one loop per line of a matrix. A loop for each of the products is four
         times as much to compile.
         """
-        matrix, c = _matrices(self.taps).input, x.shape[-1]
-        x = self.slice(x, i, self.tiles[0] * TILE + self.taps - 1, self.padding)
-        lines = _combined(matrix, _overlapping(x, len(matrix), axis=1), axis=0)  # [lines, images, rows, w, c]
-        return _combined(matrix, _overlapping(lines, len(matrix), axis=3), axis=0).reshape(len(matrix) ** 2, -1, c)
+        matrix, (*_, c), side = _matrices(self.tile, self.taps).input, x.shape, self.block
+        step = side * self.tiles[0] * self.tile
+        x = self.slice(x, i, step + side * (self.taps - 1), step, self.padding)
+        x = x.reshape(len(x), -1, side, x.shape[2] // side, side, c)
+        lines = _combined(matrix, self._overlapping(x, axis=1), axis=0)  # [lines, images, rows, side, w, side, c]
+        stacks = [jnp.swapaxes(x, 3, 4) for x in self._overlapping(lines, axis=4)]
+        return _combined(matrix, stacks, axis=0).reshape(len(matrix) ** 2, -1, side**2 * c)
+
+    def _overlapping(self, x: jax.Array, axis: int) -> list[jax.Array]:
+        """The lines that tiles depend on: as many arrays, each with the k-th line of every tile along `axis`."""
+        lines = self.tile + self.taps - 1
+        last = x.shape[axis] - lines + 1
+        return [jax.lax.slice_in_dim(x, k, k + last, self.tile, axis) for k in range(lines)]
 
 
 def _padded(x: jax.Array, *sides: tuple[int, int]) -> jax.Array:
@@ -197,22 +237,16 @@ def _padded(x: jax.Array, *sides: tuple[int, int]) -> jax.Array:
     return jax.lax.pad(x, jnp.zeros((), x.dtype), [(low, high, 0) for low, high in (*sides, (0, 0))])
 
 
-def _tiles_of_gradient(g: jax.Array, taps: int) -> jax.Array:
-    """[b, h, w, f], sides multiples of TILE -> [lines^2, tiles, f]: the transpose of how results are found from
+def _tiles_of_gradient(g: jax.Array, tile: int, taps: int) -> jax.Array:
+    """[b, h, w, f], sides multiples of the tile's -> [lines^2, tiles, f]: the transpose of how results are found from
     products."""
     b, h, w, f = g.shape
-    matrix = _matrices(taps).result.T
-    g = g.reshape(b, h // TILE, TILE, w, f)
-    lines = _combined(matrix, [g[:, :, k] for k in range(TILE)], axis=0)
-    lines = lines.reshape(len(matrix), b, h // TILE, w // TILE, TILE, f)
-    tiled = _combined(matrix, [lines[..., k, :] for k in range(TILE)], axis=0)
+    matrix = _matrices(tile, taps).result.T
+    g = g.reshape(b, h // tile, tile, w, f)
+    lines = _combined(matrix, [g[:, :, k] for k in range(tile)], axis=0)
+    lines = lines.reshape(len(matrix), b, h // tile, w // tile, tile, f)
+    tiled = _combined(matrix, [lines[..., k, :] for k in range(tile)], axis=0)
     return tiled.reshape(len(matrix) ** 2, -1, f)
-
-
-def _overlapping(x: jax.Array, count: int, axis: int) -> list[jax.Array]:
-    """The lines that tiles depend on: `count` arrays, each with the k-th line of every tile along `axis`."""
-    last = x.shape[axis] - count + 1
-    return [jax.lax.slice_in_dim(x, k, k + last, TILE, axis) for k in range(count)]
 
 
 def _combined(matrix: np.ndarray, lines: Sequence[jax.Array], axis: int) -> jax.Array:
@@ -222,6 +256,9 @@ def _combined(matrix: np.ndarray, lines: Sequence[jax.Array], axis: int) -> jax.
         terms = [line if factor == 1 else factor * line for factor, line in zip(row, lines, strict=True) if factor]
         out.append(sum(terms[1:], terms[0]))
     return jnp.stack(out, axis)
+
+
+_FIXED = 4
 
 
 class Kernel(NamedTuple):
@@ -236,7 +273,7 @@ class Kernel(NamedTuple):
 def transform(kernel: np.ndarray | jax.Array) -> Kernel:
     """[3, 3, c, f] -> Kernel."""
     kernel = jnp.asarray(kernel)
-    return Kernel(spectrum(kernel), spectrum(jnp.swapaxes(kernel[::-1, ::-1], 2, 3)))
+    return Kernel(spectrum(kernel, _FIXED), spectrum(jnp.swapaxes(kernel[::-1, ::-1], 2, 3), _FIXED))
 
 
 @jax.custom_vjp
@@ -246,7 +283,7 @@ def conv(x: jax.Array, kernel: Kernel) -> jax.Array:
     Its gradient to x is another one, so that derivatives of every order stay fast; that to the kernel is taken to be
     zero.
     """
-    return _of_spectrum(x, kernel.forward, ((1, 1), (1, 1)))
+    return _of_spectrum(x, kernel.forward, ((1, 1), (1, 1)), taps=3)
 
 
 def _conv_forward(x: jax.Array, kernel: Kernel) -> tuple[jax.Array, Kernel]:
