@@ -16,6 +16,11 @@ def resized(x: jax.Array, spans: Sequence[tuple[int, int]]) -> jax.Array:
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *sides, (0, 0, 0)])
 
 
+def padded(x: jax.Array, *sides: tuple[int, int]) -> jax.Array:
+    """Zeros before and after (or less than is there, where negative) in the dimensions before the last one."""
+    return lax.pad(x, jnp.zeros((), x.dtype), [(low, high, 0) for low, high in (*sides, (0, 0))])
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def space_to_depth(x: jax.Array, strides: tuple[int, ...]) -> jax.Array:
     """[b, n s..., c] -> [b, n..., s... c].

@@ -15,8 +15,8 @@ cores, about as long as the convolution itself.
 Nor where the kernel has more entries than the input, as XLA then exchanges the two, nor with one channel or few
 features. These are matrix products here (`lib.products`).
 
-Nor where a 3x3 convolution with many channels is computed as it is written, or the gradient to a kernel that strides
-cut into 2x2 blocks: Winograd's algorithm takes two thirds of the time (`minimal`).
+Nor where a convolution with many channels and a kernel of 3x3, or that strides cut into 2x2 blocks, is computed as it
+is written, or its gradient to the kernel: Winograd's algorithm takes two thirds of the time (`minimal`).
 
 Nor with hardly any features and a large kernel: the 9x9 convolution that ends networks of images takes a third of the
 time when it computes blocks of 2x2 pixels as its features.
@@ -33,14 +33,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from lib import products, winograd
-from lib.blocks import depth_to_space, resized, space_to_depth
+from lib.blocks import depth_to_space, padded, resized, space_to_depth
 from lib.shard import equally_varying
 from lib.window import Window, channels_last, dilated, is_spread, is_undilated, phases, result_sizes, transposed_padding
 
 # Where Winograd's algorithm is faster (see `_suits_winograd`), measured with both of two cores at work: with so many
-# results, and by the sides of the kernels for which it ever is.
-_MANY = 512
-_WORTH, _WORTH_OF_GRADIENT = {2: 200, 3: 75}, {2: 25, 3: 25}
+# results, with no more entries of the kernel for each tile, and by the sides of the kernels for which it ever is.
+_MANY, _PER_TILE = 512, 4096
+_WORTH, _WORTH_OF_GRADIENT = {2: 200, 3: 85}, {2: 35, 3: 45}
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -238,7 +238,10 @@ def _suits_winograd(
         return False
     if min(results) < 1 or len(lhs) * math.prod(results) < _MANY:
         return False
-    return winograd.saved(results, taps[0]) * c * features >= worth[taps[0]] * (c + features)
+    if len(lhs) * winograd.tiles(results, taps[0]) * _PER_TILE < c * features:
+        return False
+    filled = math.prod(sizes) / math.prod(taps) / math.prod(window.strides)  # of blocks of the kernel
+    return winograd.saved(results, taps[0]) * filled * c * features >= worth[taps[0]] * (c + features)
 
 
 def _strided_rhs_gradient(window: Window, lhs: jax.Array, g: jax.Array, rhs_shape: tuple[int, ...]) -> jax.Array:
@@ -249,10 +252,7 @@ def _strided_rhs_gradient(window: Window, lhs: jax.Array, g: jax.Array, rhs_shap
     strides, (*sizes, c, features) = window.strides, rhs_shape
     if _suits_winograd(window, lhs, g.shape[1:-1], rhs_shape, _WORTH_OF_GRADIENT):
         return _winograd_rhs_gradient(window, rhs_shape, lhs, g)
-    padding = _padding_of_blocks(window, lhs, rhs_shape, g.shape[1:-1])
-    blocks = space_to_depth(
-        resized(lhs, [(-lo, lo + n + hi) for (lo, hi), n in zip(padding, lhs.shape[1:-1], strict=True)]), strides
-    )
+    blocks = space_to_depth(padded(lhs, (0, 0), *_padding_of_blocks(window, lhs, rhs_shape, g.shape[1:-1])), strides)
     plain = window._replace(strides=window.lhs_dilation, padding=((0, 0),) * len(sizes))
     in_blocks = (*phases(sizes, strides), math.prod(strides) * c, features)
     return _out_of_blocks(_rhs_gradient(plain, blocks, g, in_blocks), strides, sizes)

@@ -10,8 +10,8 @@ from lib import winograd
 from lib.shard import DATA, make_mesh
 
 
-def direct(x, kernel, padding="SAME"):
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def direct(x, kernel, padding="SAME", strides=(1, 1)):
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def problem(height, width, channels=5, features=7, batch=2):
@@ -46,6 +46,34 @@ def test_parts_of_what_does_not_fit_into_the_cache(taps, features, cache, monkey
         np.testing.assert_allclose(jax.jit(winograd.results, static_argnums=2)(x, kernel, padding), found, atol=1e-11)
         gradient = jax.jit(winograd.kernel_gradient, static_argnums=2)(x, jnp.asarray(g), padding)
         np.testing.assert_allclose(gradient, derive(jnp.asarray(g))[0], atol=1e-10)
+
+
+@pytest.mark.parametrize(("taps", "tile"), [(taps, lines + 1 - taps) for taps in (2, 3) for lines in winograd._POINTS])
+def test_tiles_of_any_side_with_a_stride(taps, tile, monkeypatch):
+    """Blocks as large as the stride are channels."""
+    monkeypatch.setattr(winograd, "_tile_for", lambda *_: tile)
+    rng = np.random.default_rng(tile)
+    x, kernel = rng.normal(size=(3, 18, 25, 4)), rng.normal(size=(2 * taps, 2 * taps, 4, 6))
+    padding = ((taps - 1, taps + 1), (1, 2))
+    in_blocks = kernel.reshape(taps, 2, taps, 2, 4, 6).transpose(0, 2, 1, 3, 4, 5).reshape(taps, taps, 16, 6)
+    with jax.enable_x64(True):
+        convolve = lambda kernel: direct(x, kernel, padding, strides=(2, 2))  # noqa: E731
+        wanted, derive = jax.vjp(convolve, jnp.asarray(kernel))
+        g = rng.normal(size=wanted.shape)
+        of_kernel = derive(jnp.asarray(g))[0].reshape(taps, 2, taps, 2, 4, 6).transpose(0, 2, 1, 3, 4, 5)
+        found = jax.jit(winograd.results, static_argnums=(2, 3))(x, in_blocks, padding, 2)
+        np.testing.assert_allclose(found, wanted, atol=1e-11)
+        gradient = jax.jit(winograd.kernel_gradient, static_argnums=(2, 3))(x, g, padding, 2)
+        np.testing.assert_allclose(gradient, of_kernel.reshape(taps, taps, 16, 6), atol=1e-10)
+    single = jax.jit(winograd.results, static_argnums=(2, 3))(np.float32(x), np.float32(in_blocks), padding, 2)
+    close(single, np.float32(wanted))
+
+
+@pytest.mark.parametrize(
+    ("size", "taps", "tile"), [(14, 3, 5), (7, 3, 4), (32, 3, 4), (256, 3, 4), (14, 2, 7), (7, 2, 7), (16, 2, 4)]
+)
+def test_larger_tiles_where_they_fit(size, taps, tile):
+    assert winograd._tile_for((size, size), taps) == tile
 
 
 def test_no_parts_where_xla_divides_the_work(monkeypatch):
