@@ -238,7 +238,7 @@ def _suits_winograd(
         return False
     if min(results) < 1 or len(lhs) * math.prod(results) < _MANY:
         return False
-    if len(lhs) * winograd.tiles(results, taps[0]) * _PER_TILE < c * features:
+    if len(lhs) * winograd.tile_count(results, taps[0]) * _PER_TILE < c * features:
         return False
     filled = math.prod(sizes) / math.prod(taps) / math.prod(window.strides)  # of blocks of the kernel
     return winograd.saved(results, taps[0]) * filled * c * features >= worth[taps[0]] * (c + features)
