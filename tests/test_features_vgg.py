@@ -103,7 +103,7 @@ def test_wide_kernels_are_prepared_and_small_maps_are_computed_directly():
         text = str(jax.make_jaxpr(lambda x: vgg.apply(ready, x, ["relu2_1"]))(pixels(size, size)))
         return text.count("dot_general["), text.count("conv_general_dilated[")
 
-    assert products(32) == (2, 2)  # Winograd's: of the tiles, and back to pixels
+    assert products(32) == (1, 2)  # Winograd's, of the tiles
     assert products(16) == (0, 3)
 
 
