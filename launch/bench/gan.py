@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m launch.bench.gan", description=DESCRIPTION)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here as well")
     parser.add_argument("--problems", nargs="+", choices=tuple(CYCLES), default=tuple(CYCLES), help="what to measure")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds per variant")
+    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds per variant")
     parser.add_argument("--seeds", type=int, default=1, help="train so many at once, too")
     args = parser.parse_args(argv)
     if min(args.rounds, args.seeds) < 1:
