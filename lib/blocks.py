@@ -10,15 +10,15 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def resized(x: jax.Array, spans: Sequence[tuple[int, int]]) -> jax.Array:
-    """[b, spatial..., c] from `start` on and of `length` in each spatial dimension; zeros where x has none."""
-    sides = [(-start, start + n - size, 0) for (start, n), size in zip(spans, x.shape[1:-1], strict=True)]
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *sides, (0, 0, 0)])
-
-
 def padded(x: jax.Array, *sides: tuple[int, int]) -> jax.Array:
     """Zeros before and after (or less than is there, where negative) in the dimensions before the last one."""
     return lax.pad(x, jnp.zeros((), x.dtype), [(low, high, 0) for low, high in (*sides, (0, 0))])
+
+
+def resized(x: jax.Array, spans: Sequence[tuple[int, int]]) -> jax.Array:
+    """[b, spatial..., c] from `start` on and of `length` in each spatial dimension; zeros where x has none."""
+    sides = [(-start, start + n - size) for (start, n), size in zip(spans, x.shape[1:-1], strict=True)]
+    return padded(x, (0, 0), *sides)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

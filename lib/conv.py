@@ -250,8 +250,6 @@ def _strided_rhs_gradient(window: Window, lhs: jax.Array, g: jax.Array, rhs_shap
     Blocks of the input's entries, as large as the stride, become channels; the kernel's entries do the same.
     """
     strides, (*sizes, c, features) = window.strides, rhs_shape
-    if _suits_winograd(window, lhs, g.shape[1:-1], rhs_shape, _WORTH_OF_GRADIENT):
-        return _winograd_rhs_gradient(window, rhs_shape, lhs, g)
     blocks = space_to_depth(padded(lhs, (0, 0), *_padding_of_blocks(window, lhs, rhs_shape, g.shape[1:-1])), strides)
     plain = window._replace(strides=window.lhs_dilation, padding=((0, 0),) * len(sizes))
     in_blocks = (*phases(sizes, strides), math.prod(strides) * c, features)
@@ -334,6 +332,8 @@ def _rhs_gradient(window: Window, lhs: jax.Array, g: jax.Array, rhs_shape: tuple
         return products.gradient_of_few_channels(window, lhs, g, rhs_shape)
     if products.has_few_features(window, rhs_shape):
         return products.gradient_of_few_features(window, lhs, g, rhs_shape)
+    if _suits_winograd(window, lhs, g.shape[1:-1], rhs_shape, _WORTH_OF_GRADIENT):
+        return _winograd_rhs_gradient(window, rhs_shape, lhs, g)
     if is_spread(window, "strides"):
         return _strided_rhs_gradient(window, lhs, g, rhs_shape)
     if is_spread(
@@ -345,9 +345,7 @@ def _rhs_gradient(window: Window, lhs: jax.Array, g: jax.Array, rhs_shape: tuple
             lhs_dilation=window.strides,
             padding=tuple((k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(sizes, window.padding, strict=True)),
         )
-        return _flip_and_swap(_strided_rhs_gradient(back, g, lhs, (*sizes, features, c)), 1)
-    if _suits_winograd(window, lhs, g.shape[1:-1], rhs_shape, _WORTH_OF_GRADIENT):
-        return _winograd_rhs_gradient(window, rhs_shape, lhs, g)
+        return _flip_and_swap(_rhs_gradient(back, g, lhs, (*sizes, features, c)), 1)
     lhs_sizes = dilated(lhs.shape[1:-1], window.lhs_dilation)
     rhs_sizes = dilated(rhs_shape[:-2], window.rhs_dilation)
     g_sizes = dilated(g.shape[1:-1], window.strides)
