@@ -228,7 +228,10 @@ def _minutes(run: Path) -> float:
 
 
 def _page(package: str, study: Study, command: str, found: dict[str, dict[str, Any]]) -> str:
-    record = f"Commit and environment of each run, and commit of its evaluation: {package}.json."
+    record = (
+        f"Commit and environment of each run, and commit of its evaluation: {package}.json. Minutes are by the clock: "
+        "what else the machine did meanwhile is in them."
+    )
     lines = [f"# {study.title}", "", f"    {command}", "", record, ""]
     lines += _compared(study, {name: of["numbers"] for name, of in found.items()})
     for name, of in found.items():
