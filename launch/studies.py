@@ -138,7 +138,8 @@ STUDIES = {
         "Runs named narrow are reductions for two cores: the recipes of their presets with 16 or 32 channels in the "
         "place of 64 to 256, and 1,200 to 8,000 cycles, which differ from preset to preset, in the place of 50,000 to "
         "100,000. Most of them were still getting better when they ended. Their order is one of these runs and says "
-        "nothing of that of the published ones, which were trained to their end.",
+        "nothing of that of the published ones, which were trained to their end. images_per_s: of the compiled "
+        "generator, median of five blocks of about 500, on the machine of the evaluation.",
     ),
 }
 
